@@ -1,0 +1,58 @@
+# Every command that a developer needs; `make` lists them.
+#
+# What is built for checks and tests is built once: in the release profile, with TLS. A test on 5 million readings is
+# no use unoptimised, and clippy, rustdoc and the tests then share the C library's build.
+MAKEFLAGS += --no-print-directory
+ALL := --workspace --release --features tls
+TOOLS := .cache/venv/bin
+JOBS := 2
+export CARGO_BUILD_JOBS ?= $(JOBS)
+FUZZ_SECONDS ?= 60
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build check test docs fuzz advisories
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+demo: ## alerts within seconds of the build: broker, sensors and pipeline in one process, nothing to install
+	@for tool in cargo:'the Rust toolchain (rustup)' cc:'a C compiler (Debian: gcc)' make:'make'; do \
+	    command -v "$${tool%%:*}" >/dev/null || { echo "demo needs $${tool#*:}: please install it" >&2; missing=1; }; \
+	done; test -z "$$missing"
+	cargo run --release -- demo
+
+build: ## the program as it is shipped: release, with TLS and SASL SCRAM to Kafka (needs libssl-dev)
+	cargo build --release --features tls
+
+check: ## format, lints, docs, licences, unused dependencies, generated pages, scripts, deploy files
+	@tests/servers/install.sh tools
+	cargo fmt --all --check
+	cargo clippy $(ALL) --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc $(ALL) --no-deps --document-private-items --quiet
+	$(TOOLS)/cargo-deny --log-level error --workspace check licenses bans sources
+	@echo 'advisories: not checked here, RustSec'"'"'s database comes by git; see make advisories'
+	$(TOOLS)/cargo-shear
+	cargo run --release --features tls --quiet -- schema --check
+	shellcheck -x tests/*.sh tests/servers/*.sh .ci/run
+	promtool check rules deploy/prometheus/streamgauge.rules.yml
+	promtool check config --syntax-only deploy/prometheus/prometheus.yml
+	promtool test rules deploy/prometheus/streamgauge.test.yml
+	$(TOOLS)/yamllint -d '{extends: relaxed, rules: {line-length: disable}}' deploy
+	$(TOOLS)/hadolint deploy/Dockerfile
+	tests/scan.sh
+
+test: ## check, and every test, with a real Kafka, Redis and Prometheus that it installs and stops itself
+	@tests/run.sh
+
+docs: ## rewrites the generated pages (check fails when they have drifted)
+	cargo run --release --quiet --features tls -- schema --write
+
+fuzz: ## the decoders against libFuzzer, FUZZ_SECONDS each (needs a nightly toolchain and cargo-fuzz)
+	@test -d fuzz || { echo 'no fuzz targets'; exit 1; }
+	cd fuzz && for target in $$(cargo +nightly fuzz list); do \
+	    cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
+
+advisories: ## known defects of our dependencies, from RustSec's database (where the network reaches it)
+	@tests/servers/install.sh tools
+	$(TOOLS)/cargo-deny --workspace check advisories

@@ -1,0 +1,171 @@
+//! The numbers of a worker's series: dense, so that an operator's state is a vector.
+//!
+//! A name is hashed once per sender and series, when the sender announces its number; from then on the sender's number
+//! is looked up in a table. Numbers are never stored and never compared between workers: state carries names.
+
+use crate::key_group::{KEY_GROUPS, key_group};
+use crate::{Reading, SeriesName, SeriesNo};
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::hash::BuildHasher;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The dictionary as one worker's operators share it.
+pub type SharedDictionary = Rc<RefCell<Dictionary>>;
+
+const UNKNOWN: SeriesNo = SeriesNo::MAX;
+
+/// Names and numbers of one worker's series.
+#[derive(Default)]
+pub struct Dictionary {
+    hasher: RandomState,
+    by_name: HashTable<SeriesNo>,
+    names: Vec<SeriesName>,
+    groups: Vec<u16>,
+    /// Metrics are few: one text each, however many series.
+    metrics: BTreeSet<Arc<str>>,
+    /// By sender: the sender's number -> ours.
+    senders: Vec<Vec<SeriesNo>>,
+    /// By group: the series' numbers in order of name, as of the last `put_in_order`.
+    in_group: Vec<Vec<SeriesNo>>,
+    unordered: Vec<u16>,
+}
+
+impl Dictionary {
+    /// The number of a name; a new name gets the next one.
+    pub fn intern(&mut self, name: &SeriesName) -> SeriesNo {
+        let hash = self.hasher.hash_one(name);
+        if let Some(no) = self.by_name.find(hash, |no| self.names[*no as usize] == *name) {
+            return *no;
+        }
+        let no = self.names.len() as SeriesNo;
+        assert!(no < UNKNOWN, "a worker holds at most 2^32 - 1 series");
+        let metric = self.metrics.get(&name.metric).cloned().unwrap_or_else(|| {
+            self.metrics.insert(name.metric.clone());
+            name.metric.clone()
+        });
+        let group = key_group(name.sensor.as_bytes());
+        self.names.push(SeriesName { sensor: name.sensor.clone(), metric });
+        self.groups.push(group);
+        let names = &self.names;
+        let hasher = &self.hasher;
+        self.by_name.insert_unique(hash, no, |no| hasher.hash_one(&names[*no as usize]));
+        if self.in_group.is_empty() {
+            self.in_group.resize_with(usize::from(KEY_GROUPS), Vec::new);
+        }
+        self.in_group[usize::from(group)].push(no);
+        if self.unordered.last() != Some(&group) {
+            self.unordered.push(group);
+        }
+        no
+    }
+    /// The name of a number.
+    pub fn name(&self, no: SeriesNo) -> &SeriesName {
+        &self.names[no as usize]
+    }
+    /// The key group of a number.
+    pub fn group(&self, no: SeriesNo) -> u16 {
+        self.groups[no as usize]
+    }
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+    /// Makes the sender's number of a reading ours, and takes the name off it. A name announces its number, again too.
+    ///
+    /// # Panics
+    /// If the sender never announced the number: an invariant of the exchange is broken, and any answer would be wrong.
+    pub fn resolve(&mut self, reading: &mut Reading) {
+        let (sender, number) = (reading.sender(), reading.series as usize);
+        if let Some(name) = reading.name.take() {
+            let no = self.intern(&name);
+            if self.senders.len() <= sender {
+                self.senders.resize_with(sender + 1, Vec::new);
+            }
+            let table = &mut self.senders[sender];
+            if table.len() <= number {
+                table.resize(number + 1, UNKNOWN);
+            }
+            table[number] = no;
+        }
+        let known = self.senders.get(sender).and_then(|table| table.get(number)).copied();
+        match known {
+            Some(no) if no != UNKNOWN => reading.series = no,
+            _ => panic!("worker {sender} sent a reading of its series {number} without ever naming it"),
+        }
+    }
+    /// Puts each group's numbers in order of name.
+    pub(crate) fn put_in_order(&mut self) {
+        let names = &self.names;
+        for group in self.unordered.drain(..) {
+            self.in_group[usize::from(group)].sort_by(|a, b| names[*a as usize].cmp(&names[*b as usize]));
+        }
+    }
+    /// The groups that have series, and their numbers.
+    pub(crate) fn by_group(&self) -> impl Iterator<Item = (u16, &[SeriesNo])> {
+        (0..).zip(&self.in_group).filter(|(_, numbers)| !numbers.is_empty()).map(|(g, n)| (g, n.as_slice()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(sensor: &str, metric: &str) -> SeriesName {
+        SeriesName { sensor: sensor.into(), metric: metric.into() }
+    }
+    fn reading(sender: usize, number: SeriesNo, name: Option<SeriesName>) -> Reading {
+        let mut r = Reading::new((0, 0, 0, 0), (number, 0), name.map(Box::new), (0, 0.0, 0));
+        r.stamp(sender, false);
+        r
+    }
+    fn resolved(d: &mut Dictionary, mut r: Reading) -> SeriesNo {
+        d.resolve(&mut r);
+        assert!(r.name.is_none());
+        r.series
+    }
+
+    #[test]
+    fn two_senders_may_number_alike_and_a_sender_may_start_over() {
+        let mut d = Dictionary::default();
+        assert_eq!(resolved(&mut d, reading(0, 5, Some(name("a", "t")))), 0);
+        assert_eq!(resolved(&mut d, reading(1, 5, Some(name("b", "t")))), 1);
+        assert_eq!(resolved(&mut d, reading(1, 0, Some(name("a", "t")))), 0);
+        assert_eq!(resolved(&mut d, reading(0, 5, None)), 0);
+        assert_eq!(resolved(&mut d, reading(1, 5, None)), 1);
+        assert_eq!(resolved(&mut d, reading(1, 5, Some(name("a", "h")))), 2);
+        assert_eq!(resolved(&mut d, reading(1, 5, None)), 2);
+        assert_eq!(d.len(), 3);
+        assert_eq!((d.name(2), d.group(2)), (&name("a", "h"), key_group(b"a")));
+    }
+
+    #[test]
+    fn the_border_between_sensor_and_metric_tells_series_apart() {
+        let mut d = Dictionary::default();
+        assert_ne!(d.intern(&name("ab", "c")), d.intern(&name("a", "bc")));
+    }
+
+    #[test]
+    #[should_panic(expected = "worker 3 sent a reading of its series 9 without ever naming it")]
+    fn a_number_that_was_never_announced_stops_the_run() {
+        Dictionary::default().resolve(&mut reading(3, 9, None));
+    }
+
+    #[test]
+    fn a_groups_series_come_in_order_of_name_however_they_were_met() {
+        let mut d = Dictionary::default();
+        for metric in ["t", "h", "p"] {
+            d.intern(&name("a", metric));
+        }
+        d.put_in_order();
+        let groups: Vec<_> = d.by_group().map(|(g, n)| (g, n.to_vec())).collect();
+        assert_eq!(groups, [(key_group(b"a"), vec![1, 2, 0])]);
+    }
+}

@@ -1,0 +1,312 @@
+//! The first keyed operator: is a reading in the future, refused, a duplicate, late, or accepted (docs/semantics.md 3)?
+//!
+//! Everything follows the series' own clock, the newest event time that it has accepted: one stuck gateway makes
+//! nobody else late, and an identity is forgotten by its own series and no other. A series that has been silent for
+//! `series_ttl` of counted time is forgotten but for its clock, which is what keeps its old readings from being taken
+//! for new ones.
+
+use crate::counted::CountedTime;
+use crate::dictionary::SharedDictionary;
+use crate::ids::{Id, Ids};
+use crate::key_group::KEY_GROUPS;
+use crate::state::{GroupStates, Reader, StateError, Writer, save_groups};
+use crate::{Batch, Epoch, Judged, Reading, SeriesNo, Verdict};
+use foldhash::fast::RandomState;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+const NAME: &str = "judge";
+const VERSION: u16 = 1;
+
+/// The judge's parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JudgeConfig {
+    /// How far behind its series' clock a reading may be and still count, microseconds.
+    pub allowed_lateness: i64,
+    /// How far behind its series' clock an identity is remembered, microseconds; not below `allowed_lateness`.
+    pub dedup_window: i64,
+    /// Whether a duplicate that differs in time or value is refused instead of dropped.
+    pub conflict_is_dead_letter: bool,
+    /// How many live series a key group holds; what would be one more is refused.
+    pub max_series_per_group: u32,
+    /// After how much counted silence a series is forgotten but for its clock, milliseconds; above 0.
+    pub series_ttl_ms: u64,
+}
+
+/// What became of a partition's readings. The caller picks the partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Accepted, behind ones included.
+    pub accepted: u64,
+    /// Accepted, and older than their series' clock.
+    pub behind: u64,
+    /// Dropped as duplicates.
+    pub duplicates: u64,
+    /// Repeated an identity with another time or value; counted among `duplicates` or `refused` as well.
+    pub conflicting: u64,
+    /// Late.
+    pub late: u64,
+    /// In the future.
+    pub future: u64,
+    /// Refused: dead-lettered values.
+    pub refused: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.accepted += other.accepted;
+        self.behind += other.behind;
+        self.duplicates += other.duplicates;
+        self.conflicting += other.conflicting;
+        self.late += other.late;
+        self.future += other.future;
+        self.refused += other.refused;
+    }
+}
+
+/// Why a reading becomes a dead-lettered value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// `too_many_series`: its key group has no room for another series.
+    TooManySeries,
+    /// `conflict`: the same identity with another time or value.
+    Conflict,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Nothing of it was ever accepted.
+    Unknown,
+    Live,
+    /// All but the clock is gone.
+    Forgotten,
+}
+
+struct Series {
+    clock: i64,
+    /// Counted time when the clock last moved.
+    moved: u64,
+    ids: Ids,
+    group: u16,
+    life: Life,
+}
+
+/// The operator: the state of all series of one worker.
+pub struct Judge {
+    config: JudgeConfig,
+    dictionary: SharedDictionary,
+    hasher: RandomState,
+    /// By number.
+    series: Vec<Series>,
+    /// Live series by key group.
+    live: Vec<u32>,
+    ids: u64,
+    /// Bytes that they take.
+    id_bytes: usize,
+    /// Each live series once: counted time at which it may be forgotten, as known when it was put here.
+    silence: BinaryHeap<Reverse<(u64, SeriesNo)>>,
+}
+
+impl Judge {
+    /// A judge that has seen nothing.
+    pub fn new(config: JudgeConfig, dictionary: SharedDictionary) -> Self {
+        Self {
+            config,
+            dictionary,
+            hasher: RandomState::default(),
+            series: Vec::new(),
+            live: vec![0; usize::from(KEY_GROUPS)],
+            ids: 0,
+            id_bytes: 0,
+            silence: BinaryHeap::new(),
+        }
+    }
+    /// Judges a resolved reading, when `now_counted` is the counted time of its epoch: what is to be kept is pushed to
+    /// `out`, a refusal is the caller's to dead-letter.
+    pub fn judge(
+        &mut self,
+        now_counted: u64,
+        reading: &Reading,
+        out: &mut Batch,
+        tally: &mut Tally,
+    ) -> Option<Refusal> {
+        debug_assert!(reading.name.is_none(), "resolve a reading before it is judged");
+        if reading.future() {
+            tally.future += 1;
+            out.readings.push(judged(reading, Verdict::Future));
+            return None;
+        }
+        let no = reading.series as usize;
+        if self.series.len() <= no {
+            self.meet(no);
+        }
+        let series = &mut self.series[no];
+        let time = reading.time;
+        let id = Id::new(reading.identity, time, reading.value);
+        if series.life == Life::Live {
+            let remembered = series.clock.saturating_sub(self.config.dedup_window);
+            if let Some(earlier) = series.ids.find(reading.identity, remembered, &self.hasher) {
+                let conflict = !earlier.agrees(&id);
+                tally.conflicting += u64::from(conflict);
+                if conflict && self.config.conflict_is_dead_letter {
+                    tally.refused += 1;
+                    return Some(Refusal::Conflict);
+                }
+                tally.duplicates += 1;
+                return None;
+            }
+            if time < series.clock.saturating_sub(self.config.allowed_lateness) {
+                tally.late += 1;
+                out.readings.push(judged(reading, Verdict::Late));
+                return None;
+            }
+        } else {
+            if series.life == Life::Forgotten && time <= series.clock {
+                tally.late += 1;
+                out.readings.push(judged(reading, Verdict::Late));
+                return None;
+            }
+            let live = &mut self.live[usize::from(series.group)];
+            if *live >= self.config.max_series_per_group {
+                tally.refused += 1;
+                return Some(Refusal::TooManySeries);
+            }
+            *live += 1;
+            if series.life == Life::Unknown {
+                out.created.push(reading.series);
+            }
+            series.life = Life::Live;
+            series.clock = time;
+            self.silence.push(Reverse((now_counted.saturating_add(self.config.series_ttl_ms), reading.series)));
+        }
+        tally.accepted += 1;
+        let verdict = if time < series.clock {
+            tally.behind += 1;
+            Verdict::Behind
+        } else {
+            series.clock = time;
+            series.moved = now_counted;
+            Verdict::Accepted
+        };
+        let remembered = series.clock.saturating_sub(self.config.dedup_window);
+        self.ids -= series.ids.len() as u64;
+        self.id_bytes -= series.ids.bytes();
+        series.ids.push(id, remembered, &self.hasher);
+        self.ids += series.ids.len() as u64;
+        self.id_bytes += series.ids.bytes();
+        out.readings.push(judged(reading, verdict));
+        None
+    }
+    #[cold]
+    fn meet(&mut self, no: usize) {
+        let dictionary = self.dictionary.borrow();
+        while self.series.len() <= no {
+            let group = dictionary.group(self.series.len() as SeriesNo);
+            self.series.push(Series { clock: 0, moved: 0, ids: Ids::default(), group, life: Life::Unknown });
+        }
+    }
+    /// The next whole second at which a series may have to be forgotten.
+    pub fn second_due(&self, counted: &CountedTime) -> Option<Epoch> {
+        self.silence.peek().and_then(|Reverse((target, _))| counted.second_reaching(*target))
+    }
+    /// Whole second `s`, after every epoch below it and before any other: forgets what has been silent for too long.
+    pub fn second(&mut self, s: Epoch, counted: &CountedTime, forgotten: &mut Vec<SeriesNo>) {
+        let now = counted.at(s);
+        while let Some(Reverse((target, no))) = self.silence.peek().copied() {
+            if target > now {
+                return;
+            }
+            self.silence.pop();
+            let series = &mut self.series[no as usize];
+            let target = series.moved.saturating_add(self.config.series_ttl_ms);
+            if target > now {
+                self.silence.push(Reverse((target, no)));
+                continue;
+            }
+            series.life = Life::Forgotten;
+            self.ids -= series.ids.len() as u64;
+            self.id_bytes -= series.ids.bytes();
+            series.ids = Ids::default();
+            self.live[usize::from(series.group)] -= 1;
+            forgotten.push(no);
+        }
+    }
+    /// Live identities.
+    pub fn keys(&self) -> u64 {
+        self.ids
+    }
+    /// Live series.
+    pub fn live_series(&self) -> u64 {
+        self.live.iter().map(|n| u64::from(*n)).sum()
+    }
+    /// Bytes of memory.
+    pub fn state_bytes(&self) -> usize {
+        self.series.capacity() * size_of::<Series>()
+            + self.silence.capacity() * size_of::<(u64, SeriesNo)>()
+            + self.id_bytes
+    }
+    /// Its state by key group.
+    pub fn save(&self, out: &mut GroupStates) {
+        save_groups(
+            out,
+            &self.dictionary,
+            |no| self.series.get(no as usize).is_some_and(|series| series.life != Life::Unknown),
+            |_| Writer::new(VERSION),
+            |w, no| {
+                let series = &self.series[no as usize];
+                w.i64(series.clock);
+                w.u64(series.moved);
+                w.u8(u8::from(series.life == Life::Live));
+                // What has expired is not part of the state, wherever in the ring it still lies.
+                let cut = series.clock.saturating_sub(self.config.dedup_window);
+                let remembered = || series.ids.iter().filter(|id| id.time >= cut);
+                w.u32(remembered().count() as u32);
+                for id in remembered() {
+                    w.u128(id.identity);
+                    w.i64(id.time);
+                    w.u32(id.check);
+                }
+            },
+        );
+    }
+    /// Takes a group's state; all its series, forgotten ones too, are pushed to `created`.
+    pub fn load(&mut self, group: u16, bytes: &[u8], created: &mut Vec<SeriesNo>) -> Result<(), StateError> {
+        let mut r = Reader::new(NAME, VERSION, bytes)?;
+        let dictionary = self.dictionary.clone();
+        r.series(group, &dictionary, |r, no| {
+            let (clock, moved, live) = (r.time()?, r.counted()?, r.bool()?);
+            self.meet(no as usize);
+            let series = &mut self.series[no as usize];
+            r.check(series.life == Life::Unknown, "a group is restored once")?;
+            series.clock = clock;
+            series.moved = moved;
+            series.life = if live { Life::Live } else { Life::Forgotten };
+            created.push(no);
+            for _ in 0..r.count(28)? {
+                let id = Id { identity: r.u128()?, time: r.time()?, check: r.u32()? };
+                series.ids.push(id, i64::MIN, &self.hasher);
+            }
+            self.ids += series.ids.len() as u64;
+            self.id_bytes += series.ids.bytes();
+            if live {
+                self.live[usize::from(series.group)] += 1;
+                self.silence.push(Reverse((moved.saturating_add(self.config.series_ttl_ms), no)));
+            }
+            Ok(())
+        })?;
+        r.finish()
+    }
+}
+
+fn judged(r: &Reading, verdict: Verdict) -> Judged {
+    Judged {
+        time: r.time,
+        value: r.value,
+        offset: r.offset,
+        series: r.series,
+        partition: r.partition,
+        stream: r.stream,
+        index: r.index,
+        verdict,
+    }
+}

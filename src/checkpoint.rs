@@ -1,0 +1,455 @@
+//! Checkpoints: one cut at an epoch, complete over all operators, positions and lanes (DESIGN.md, idea 4).
+//!
+//! Each process gathers the pieces of a cut from its workers and lanes, writes them beside its place, and syncs; process
+//! 0 writes the manifest last, when every process' files are there. A directory without a manifest never counted.
+
+use crate::epoch_log::FOR_EVER;
+use crate::seam::{Fs, replace};
+use anyhow::{Context, Result, bail, ensure};
+use operators::Epoch;
+use operators::state::GroupStates;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The format of checkpoints that this build writes, and reads.
+pub const CHECKPOINT_VERSION: u16 = 1;
+/// The version of docs/semantics.md: equal bits are promised within one.
+pub const SEMANTICS_VERSION: u16 = 1;
+const MANIFEST: &str = "manifest.json";
+
+/// Where a partition stands at a cut.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// The source's name.
+    pub source: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// The next offset to read.
+    pub next: i64,
+    /// T of R4: the greatest time stamp so far, milliseconds.
+    pub time: Option<i64>,
+}
+
+/// Where a blob of an operator's state of one key group lies in its process' file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// The operator.
+    pub operator: String,
+    /// The key group.
+    pub group: u16,
+    /// Bytes before it.
+    pub offset: u64,
+    /// Its bytes.
+    pub length: u64,
+    /// CRC-32 of its bytes.
+    pub crc: u32,
+}
+
+/// What a process contributes beside its operators' state.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ProcessMeta {
+    /// Its partitions.
+    pub positions: Vec<Position>,
+    /// Its lanes, each as the lane describes itself.
+    pub lanes: Vec<serde_json::Value>,
+    /// The journal's and the ledger's totals (process 0).
+    pub totals: Option<serde_json::Value>,
+    /// Where its blobs are.
+    pub blobs: Vec<Blob>,
+}
+
+/// A file that belongs to a checkpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its name, beside the manifest.
+    pub name: String,
+    /// Its bytes.
+    pub length: u64,
+    /// BLAKE3 of its bytes, hex.
+    pub blake3: String,
+}
+
+/// What makes a checkpoint whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The format.
+    pub version: u16,
+    /// The rules by which its answers were made.
+    pub semantics: u16,
+    /// The run of the cluster that wrote it.
+    pub term: u64,
+    /// All epochs below it are in, none at or above it. `u64::MAX`: the end of its term.
+    pub cut: Epoch,
+    /// The number of workers that wrote it.
+    pub peers: u32,
+    /// The number of processes that wrote it.
+    pub processes: u32,
+    /// The hash of the recorded configuration in force at the cut.
+    pub config: String,
+    /// The files of its processes.
+    pub files: Vec<FileEntry>,
+}
+
+/// A checkpoint that was read back and found whole.
+#[derive(Debug)]
+pub struct Restored {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// By process: what it contributed, and its blobs.
+    pub processes: Vec<(ProcessMeta, Vec<u8>)>,
+    /// Where it lies.
+    pub dir: PathBuf,
+}
+
+impl Restored {
+    /// The state of an operator, of the key groups that `mine` wants.
+    pub fn groups<'a>(
+        &'a self,
+        operator: &'a str,
+        mine: impl Fn(u16) -> bool + 'a,
+    ) -> impl Iterator<Item = (u16, &'a [u8])> + 'a {
+        self.processes.iter().flat_map(move |(meta, bytes)| {
+            let blobs: Vec<(u16, &[u8])> = meta
+                .blobs
+                .iter()
+                .filter(|b| b.operator == operator && mine(b.group))
+                .map(|b| (b.group, &bytes[b.offset as usize..(b.offset + b.length) as usize]))
+                .collect();
+            blobs
+        })
+    }
+    /// All positions.
+    pub fn positions(&self) -> impl Iterator<Item = &Position> {
+        self.processes.iter().flat_map(|(meta, _)| &meta.positions)
+    }
+    /// The totals of the ledger, if it holds any.
+    pub fn totals(&self) -> Option<&serde_json::Value> {
+        self.processes.iter().find_map(|(meta, _)| meta.totals.as_ref())
+    }
+}
+
+/// The directories of checkpoints, oldest first, complete or not.
+pub fn list(fs: &dyn Fs, dir: &Path) -> Result<Vec<PathBuf>> {
+    if fs.exists(dir) { Ok(fs.list(dir)?) } else { Ok(Vec::new()) }
+}
+
+/// Whether there is a manifest in it.
+pub fn is_complete(fs: &dyn Fs, checkpoint: &Path) -> bool {
+    fs.exists(&checkpoint.join(MANIFEST))
+}
+
+/// Where a cut's files are.
+pub fn cut_dir(dir: &Path, term: u64, cut: Epoch) -> PathBuf {
+    dir.join(format!("{term:08}-{cut:020}"))
+}
+
+/// The newest checkpoint that is whole; `None` if none was ever completed.
+///
+/// # Errors
+/// There are checkpoints, and none of them is whole.
+pub fn newest(fs: &dyn Fs, dir: &Path) -> Result<Option<Restored>> {
+    let mut first_error = None;
+    for checkpoint in list(fs, dir)?.iter().rev().filter(|c| is_complete(fs, c)) {
+        match load(fs, checkpoint) {
+            Ok(restored) => return Ok(Some(restored)),
+            Err(error) => {
+                tracing::error!(checkpoint = %checkpoint.display(), error = %format!("{error:#}"), "checkpoint is damaged, trying an older one");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        None => Ok(None),
+        Some(error) => Err(error.context(format!("no checkpoint in {} is whole", dir.display()))),
+    }
+}
+
+/// Reads a checkpoint and verifies every byte of it.
+pub fn load(fs: &dyn Fs, checkpoint: &Path) -> Result<Restored> {
+    let read = |name: &str| {
+        let path = checkpoint.join(name);
+        fs.read(&path).with_context(|| path.display().to_string())
+    };
+    let text = read(MANIFEST)?;
+    let (sum, body) = text.split_at_checked(65).context("manifest is too short")?;
+    ensure!(blake3::hash(body).to_hex().as_bytes() == &sum[..64], "manifest does not match its checksum");
+    let manifest: Manifest = serde_json::from_slice(body).context("manifest")?;
+    ensure!(
+        manifest.version == CHECKPOINT_VERSION,
+        "format {}, but this build reads {CHECKPOINT_VERSION}",
+        manifest.version
+    );
+    let verified = |entry: &FileEntry| -> Result<Vec<u8>> {
+        let bytes = read(&entry.name)?;
+        ensure!(
+            bytes.len() as u64 == entry.length && blake3::hash(&bytes).to_hex().as_str() == entry.blake3,
+            "{} does not match its checksum",
+            entry.name
+        );
+        Ok(bytes)
+    };
+    let mut processes = Vec::new();
+    for pair in manifest.files.chunks(2) {
+        let [meta, blobs] = pair else { bail!("manifest lists an odd number of files") };
+        let meta: ProcessMeta = serde_json::from_slice(&verified(meta)?).with_context(|| meta.name.clone())?;
+        let bytes = verified(blobs)?;
+        for blob in &meta.blobs {
+            let end = blob.offset.checked_add(blob.length).filter(|end| *end <= bytes.len() as u64);
+            let Some(end) = end else { bail!("{}: a blob lies outside", blobs.name) };
+            ensure!(
+                crc32fast::hash(&bytes[blob.offset as usize..end as usize]) == blob.crc,
+                "{}: a blob is damaged",
+                blobs.name
+            );
+        }
+        processes.push((meta, bytes));
+    }
+    ensure!(processes.len() == manifest.processes as usize, "manifest does not list every process");
+    Ok(Restored { manifest, processes, dir: checkpoint.to_owned() })
+}
+
+/// What arrives at a process' checkpointer.
+#[derive(Debug)]
+pub enum Piece {
+    /// An operator of a worker.
+    State {
+        /// The operator.
+        operator: &'static str,
+        /// Its state.
+        groups: GroupStates,
+    },
+    /// A worker's partitions.
+    Positions(Vec<Position>),
+    /// A lane.
+    Lane(serde_json::Value),
+    /// The ledger of process 0.
+    Totals(serde_json::Value),
+}
+
+/// What a checkpoint of a process consists of.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// Pieces per cut, of all workers and lanes together.
+    pub pieces: usize,
+}
+
+/// Gathers the pieces of cuts; a state machine without threads or files.
+pub struct Gathering {
+    expected: Expected,
+    open: BTreeMap<Epoch, Vec<Piece>>,
+}
+
+impl Gathering {
+    /// For a process with so many pieces per cut.
+    pub fn new(expected: Expected) -> Self {
+        Self { expected, open: BTreeMap::new() }
+    }
+    /// Adds a piece; a cut that is complete with it is handed over, and what is older is dropped.
+    pub fn add(&mut self, cut: Epoch, piece: Piece) -> Option<Vec<Piece>> {
+        let pieces = self.open.entry(cut).or_default();
+        pieces.push(piece);
+        if pieces.len() < self.expected.pieces {
+            return None;
+        }
+        let complete = self.open.remove(&cut);
+        // A worker that passed several multiples at once skipped the older: those will never be complete.
+        self.open.retain(|other, _| *other > cut);
+        complete
+    }
+}
+
+/// Writes a process' files of a cut, synced; they count once the manifest is there.
+pub fn write_process(
+    fs: &dyn Fs,
+    dir: &Path,
+    (term, cut, process): (u64, Epoch, usize),
+    pieces: Vec<Piece>,
+) -> Result<u64> {
+    let at = cut_dir(dir, term, cut);
+    fs.create_dir(&at)?;
+    let mut meta = ProcessMeta::default();
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut groups: BTreeMap<(&'static str, u16), Vec<u8>> = BTreeMap::new();
+    for piece in pieces {
+        match piece {
+            Piece::State { operator, groups: states } => {
+                for (group, state) in states {
+                    groups.insert((operator, group), state);
+                }
+            }
+            Piece::Positions(positions) => meta.positions.extend(positions),
+            Piece::Lane(lane) => meta.lanes.push(lane),
+            Piece::Totals(totals) => meta.totals = Some(totals),
+        }
+    }
+    for ((operator, group), state) in groups {
+        meta.blobs.push(Blob {
+            operator: operator.to_owned(),
+            group,
+            offset: bytes.len() as u64,
+            length: state.len() as u64,
+            crc: crc32fast::hash(&state),
+        });
+        bytes.extend(state);
+    }
+    meta.positions.sort();
+    replace(fs, &at.join(format!("process-{process}.bin")), &bytes)?;
+    // The description comes second: process 0 waits for it.
+    replace(fs, &at.join(format!("process-{process}.json")), &serde_json::to_vec(&meta)?)?;
+    Ok(bytes.len() as u64)
+}
+
+/// Whether every process has written its files of a cut.
+pub fn all_written(fs: &dyn Fs, dir: &Path, term: u64, cut: Epoch, processes: usize) -> bool {
+    let at = cut_dir(dir, term, cut);
+    (0..processes).all(|p| fs.exists(&at.join(format!("process-{p}.json"))))
+}
+
+/// Writes the manifest: from here on the checkpoint counts. By process 0, when all files are there.
+pub fn commit(
+    fs: &dyn Fs,
+    dir: &Path,
+    term: u64,
+    cut: Epoch,
+    (processes, peers, config): (usize, usize, &str),
+) -> Result<()> {
+    let at = cut_dir(dir, term, cut);
+    let mut files = Vec::new();
+    for process in 0..processes {
+        for ending in ["json", "bin"] {
+            let name = format!("process-{process}.{ending}");
+            let bytes = fs.read(&at.join(&name))?;
+            files.push(FileEntry {
+                name,
+                length: bytes.len() as u64,
+                blake3: blake3::hash(&bytes).to_hex().to_string(),
+            });
+        }
+    }
+    let manifest = Manifest {
+        version: CHECKPOINT_VERSION,
+        semantics: SEMANTICS_VERSION,
+        term,
+        cut,
+        peers: peers as u32,
+        processes: processes as u32,
+        config: config.to_owned(),
+        files,
+    };
+    let body = serde_json::to_vec_pretty(&manifest)?;
+    let mut text = blake3::hash(&body).to_hex().as_bytes().to_vec();
+    text.push(b'\n');
+    text.extend(body);
+    replace(fs, &at.join(MANIFEST), &text)?;
+    fs.sync_dir(dir)?;
+    Ok(())
+}
+
+/// Removes all complete checkpoints but the newest `keep`, and incomplete ones older than those.
+pub fn prune(fs: &dyn Fs, dir: &Path, keep: usize) -> Result<()> {
+    let all = list(fs, dir)?;
+    let complete: Vec<&PathBuf> = all.iter().filter(|c| is_complete(fs, c)).collect();
+    let Some(oldest_kept) = complete.len().checked_sub(keep).and_then(|i| complete.get(i)) else { return Ok(()) };
+    for checkpoint in all.iter().filter(|c| c < oldest_kept) {
+        fs.remove(checkpoint)?;
+    }
+    Ok(())
+}
+
+/// A cut in words.
+pub fn cut_text(cut: Epoch) -> String {
+    if cut == FOR_EVER { "the end of its term".to_owned() } else { format!("epoch {cut}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seam::RealFs;
+
+    fn write(dir: &Path, cut: Epoch) {
+        let pieces = vec![
+            Piece::State { operator: "judge", groups: GroupStates::from([(7, vec![1, 2, 3]), (9, vec![4])]) },
+            Piece::Positions(vec![Position {
+                source: "s".into(),
+                topic: "t".into(),
+                partition: 3,
+                next: 42,
+                time: Some(5),
+            }]),
+        ];
+        write_process(&RealFs, dir, (1, cut, 0), pieces).expect("written");
+        assert!(all_written(&RealFs, dir, 1, cut, 1));
+        commit(&RealFs, dir, 1, cut, (1, 2, "hash")).expect("committed");
+    }
+
+    #[test]
+    fn a_checkpoint_reads_back_by_key_group() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        write(dir.path(), 30_000);
+        let restored = newest(&RealFs, dir.path()).expect("whole").expect("there");
+        assert_eq!(restored.manifest.cut, 30_000);
+        assert_eq!(restored.groups("judge", |g| g > 7).collect::<Vec<_>>(), [(9, &[4u8][..])]);
+        assert_eq!(restored.positions().next().map(|p| p.next), Some(42));
+    }
+
+    #[test]
+    fn any_flipped_bit_or_missing_tail_is_found_and_the_older_copy_is_used() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        write(dir.path(), 30_000);
+        write(dir.path(), 60_000);
+        let newer = cut_dir(dir.path(), 1, 60_000);
+        let mut damaged = 0;
+        for path in RealFs.list(&newer).expect("listed") {
+            let good = std::fs::read(&path).expect("read");
+            for at in 0..good.len() * 8 {
+                let mut bad = good.clone();
+                bad[at / 8] ^= 1 << (at % 8);
+                std::fs::write(&path, &bad).expect("written");
+                let restored = newest(&RealFs, dir.path()).expect("the older is whole").expect("there");
+                assert_eq!(restored.manifest.cut, 30_000, "bit {at} of {}", path.display());
+                damaged += 1;
+            }
+            for cut in 0..good.len() {
+                std::fs::write(&path, &good[..cut]).expect("written");
+                let restored = newest(&RealFs, dir.path()).expect("the older is whole").expect("there");
+                assert_eq!(restored.manifest.cut, 30_000, "{} cut at {cut}", path.display());
+                damaged += 1;
+            }
+            std::fs::write(&path, &good).expect("written");
+        }
+        assert!(damaged > 5_000, "only {damaged} kinds of damage tried");
+        assert_eq!(newest(&RealFs, dir.path()).expect("whole").expect("there").manifest.cut, 60_000);
+    }
+
+    #[test]
+    fn where_none_is_whole_it_refuses() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert!(newest(&RealFs, dir.path()).expect("nothing is no error").is_none());
+        write(dir.path(), 30_000);
+        std::fs::write(cut_dir(dir.path(), 1, 30_000).join("process-0.bin"), b"x").expect("written");
+        let error = newest(&RealFs, dir.path()).expect_err("damaged");
+        assert!(format!("{error:#}").contains("process-0.bin does not match its checksum"), "{error:#}");
+    }
+
+    #[test]
+    fn a_cut_that_a_worker_skipped_is_dropped_when_a_newer_one_is_complete() {
+        let mut gathering = Gathering::new(Expected { pieces: 2 });
+        let piece = || Piece::Positions(Vec::new());
+        assert!(gathering.add(30, piece()).is_none());
+        assert!(gathering.add(60, piece()).is_none());
+        assert_eq!(gathering.add(60, piece()).map(|p| p.len()), Some(2));
+        assert!(gathering.open.is_empty());
+    }
+
+    #[test]
+    fn the_newest_copies_are_kept() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        (1..=5).for_each(|n| write(dir.path(), n * 30_000));
+        prune(&RealFs, dir.path(), 3).expect("pruned");
+        assert_eq!(list(&RealFs, dir.path()).expect("listed").len(), 3);
+        assert_eq!(newest(&RealFs, dir.path()).expect("whole").expect("there").manifest.cut, 150_000);
+    }
+}

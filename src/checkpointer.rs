@@ -1,0 +1,148 @@
+//! The thread that turns the pieces of a cut into a checkpoint, away from the workers.
+
+use crate::checkpoint::{self, Expected, Gathering, Piece};
+use crate::epoch_log;
+use crate::error::Failure;
+use crate::metrics::Metrics;
+use crate::process::Shared;
+use crate::seam::{Clock, Fs};
+use crate::server::readiness::{Readiness, reason};
+use anyhow::Result;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use operators::Epoch;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long a process waits for the files of the others before it looks again.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Whose checkpoints, and where.
+pub struct Checkpointer {
+    /// Files.
+    pub fs: Arc<dyn Fs>,
+    /// Time, for figures.
+    pub clock: Arc<dyn Clock>,
+    /// The directory of checkpoints.
+    pub dir: PathBuf,
+    /// The directory of epoch logs; none where there is none to let go of.
+    pub logs: Option<PathBuf>,
+    /// How long logs are kept at least, milliseconds.
+    pub retention_ms: u64,
+    /// Checkpoints that are kept.
+    pub keep: usize,
+    /// The term that the checkpoints are named after.
+    pub term: u64,
+    /// This process, all processes, all workers.
+    pub cluster: (usize, usize, usize),
+    /// The hash of the configuration in force.
+    pub config: String,
+    /// Pieces of a cut in this process.
+    pub expected: Expected,
+    /// Milliseconds between cuts; readiness fails after ten of them without a checkpoint.
+    pub interval_ms: u64,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Why not to be ready.
+    pub readiness: Arc<Readiness>,
+    /// What the workers share.
+    pub shared: Arc<Shared>,
+    /// Told of a cut once its manifest is durable.
+    pub committed: Box<dyn Fn(Epoch) + Send>,
+}
+
+impl Checkpointer {
+    /// Starts the thread. The receiver tells, once, whether the last cut of the term has become durable.
+    pub fn start(self, pieces: Receiver<(Epoch, Piece)>) -> (JoinHandle<()>, Receiver<()>) {
+        let (done, last) = bounded(1);
+        let thread = std::thread::spawn(move || {
+            if let Err(error) = self.run(&pieces, &done) {
+                self.shared.fail(Failure::state(format!("checkpoint: {error:#}")));
+            }
+        });
+        (thread, last)
+    }
+
+    fn run(&self, pieces: &Receiver<(Epoch, Piece)>, done: &Sender<()>) -> Result<()> {
+        let mut gathering = Gathering::new(self.expected.clone());
+        // A cut whose files are written, while those of other processes are not.
+        let mut waiting: Option<(Epoch, u64)> = None;
+        let mut last_success = self.clock.monotonic_us();
+        loop {
+            match pieces.recv_timeout(if waiting.is_some() { LOOK } else { Duration::from_secs(1) }) {
+                Ok((cut, piece)) => {
+                    if let Some(complete) = gathering.add(cut, piece) {
+                        let began = self.clock.monotonic_us();
+                        let (process, _, _) = self.cluster;
+                        let bytes =
+                            checkpoint::write_process(&*self.fs, &self.dir, (self.term, cut, process), complete)?;
+                        self.metrics.checkpoint_size_bytes.set(bytes as i64);
+                        waiting = Some((cut, began));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) if waiting.is_none() => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
+            }
+            if self.shared.failed() {
+                return Ok(());
+            }
+            if let Some((cut, began)) = waiting
+                && self.manifest(cut)?
+            {
+                waiting = None;
+                last_success = self.clock.monotonic_us();
+                self.metrics.checkpoint_duration_seconds.observe((last_success - began) as f64 / 1e6);
+                self.metrics.checkpoint_last_success_timestamp_seconds.set(self.clock.wall_ms() as f64 / 1e3);
+                self.shared.committed.store(cut, SeqCst);
+                (self.committed)(cut);
+                if self.cluster.0 == 0 {
+                    checkpoint::prune(&*self.fs, &self.dir, self.keep)?;
+                    self.prune_logs()?;
+                }
+                tracing::debug!(cut, "checkpoint is complete");
+                if cut == Epoch::MAX {
+                    let _ = done.send(());
+                    return Ok(());
+                }
+            }
+            let age_ms = (self.clock.monotonic_us() - last_success) / 1000;
+            let stale = self.interval_ms > 0 && age_ms > 10 * self.interval_ms;
+            let problem = stale.then(|| format!("no checkpoint for {} s", age_ms / 1000));
+            self.readiness.set(reason::CHECKPOINT, problem);
+        }
+    }
+
+    /// Whether the cut counts now: process 0 writes the manifest when all files are there, the others wait for it.
+    fn manifest(&self, cut: Epoch) -> Result<bool> {
+        let (process, processes, peers) = self.cluster;
+        if process > 0 {
+            return Ok(checkpoint::is_complete(&*self.fs, &checkpoint::cut_dir(&self.dir, self.term, cut)));
+        }
+        let there = checkpoint::all_written(&*self.fs, &self.dir, self.term, cut, processes);
+        if there {
+            checkpoint::commit(&*self.fs, &self.dir, self.term, cut, (processes, peers, &self.config))?;
+        }
+        Ok(there)
+    }
+
+    /// Lets go of the logs of terms that no kept checkpoint needs and that are older than the retention.
+    fn prune_logs(&self) -> Result<()> {
+        let Some(logs) = &self.logs else { return Ok(()) };
+        let oldest_kept = checkpoint::list(&*self.fs, &self.dir)?.into_iter().find_map(|dir| {
+            dir.file_name()?.to_str()?.split_once('-').and_then(|(term, _)| term.parse::<u64>().ok())
+        });
+        let Some(oldest_kept) = oldest_kept else { return Ok(()) };
+        let now = self.clock.wall_ms();
+        for term in epoch_log::terms(&*self.fs, logs)?.into_iter().filter(|term| *term < oldest_kept) {
+            let newest = epoch_log::read_term(&*self.fs, logs, term)?.map_or(0, |log| log.newest);
+            if newest + self.retention_ms < now {
+                self.fs.remove(&epoch_log::term_dir(logs, term))?;
+                tracing::info!(term, "epoch log of an old term removed");
+            }
+        }
+        Ok(())
+    }
+}

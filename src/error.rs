@@ -1,0 +1,55 @@
+//! Why the program ends early: one sentence, and an exit code that a supervisor can act on.
+
+use crate::source::SourceError;
+use std::fmt;
+
+/// Why the program ends early. Printed once, in `main`.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What the supervisor sees.
+    pub code: Exit,
+    /// Where, what, and what would be right.
+    pub message: String,
+}
+
+/// Exit codes. 0 is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// The configuration or the command line is wrong.
+    Configuration = 2,
+    /// Something cannot be reached, or refuses us.
+    Unreachable = 3,
+    /// State is corrupt or an invariant is broken: do not restart in a loop.
+    Corrupt = 4,
+}
+
+impl Failure {
+    /// The configuration or the command line is wrong.
+    pub fn configuration(message: impl fmt::Display) -> Self {
+        Self { code: Exit::Configuration, message: message.to_string() }
+    }
+    /// Something cannot be reached, or refuses us.
+    pub fn unreachable(message: impl fmt::Display) -> Self {
+        Self { code: Exit::Unreachable, message: message.to_string() }
+    }
+    /// State is corrupt or an invariant is broken.
+    pub fn state(message: impl fmt::Display) -> Self {
+        Self { code: Exit::Corrupt, message: message.to_string() }
+    }
+    /// A source failed: records that are gone break the promise; anything else may pass.
+    pub fn source(error: &SourceError) -> Self {
+        match error {
+            SourceError::Unavailable(why) => Self::unreachable(why),
+            SourceError::Fatal(why) => Self::state(why),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,136 @@
+//! The seams to the world below: file system and clock, passed in, so that a simulation can replace them.
+//!
+//! Called per batch, never per reading.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The file system, as far as state needs it.
+pub trait Fs: Send + Sync {
+    /// Creates a file that must not exist.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn FileWriter>>;
+    /// Opens a file to append to it.
+    fn append(&self, path: &Path) -> io::Result<Box<dyn FileWriter>>;
+    /// Renames, replacing what is there.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes a directory's entries durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// The entries of a directory, sorted by name.
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
+    /// A file's bytes.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Removes a file, or a directory with everything in it.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Creates a directory and its parents.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Creates a directory that must not exist; its parent must. The one atomic "first one wins".
+    fn create_dir_new(&self, path: &Path) -> io::Result<()>;
+    /// Whether there is something at this path.
+    fn exists(&self, path: &Path) -> bool;
+    /// Cuts a file to its first `len` bytes.
+    fn truncate(&self, path: &Path, len: u64) -> io::Result<()>;
+}
+
+/// An open file that grows.
+pub trait FileWriter: Send {
+    /// Appends all of it with as few system calls as the system allows; durable against the end of this process.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Durable against the end of the machine.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// Wall and monotonic time.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since 1970.
+    fn wall_ms(&self) -> u64;
+    /// Microseconds since some moment of this process.
+    fn monotonic_us(&self) -> u64;
+}
+
+/// The real file system.
+pub struct RealFs;
+
+impl FileWriter for fs::File {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        Write::write_all(self, bytes)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+impl Fs for RealFs {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn FileWriter>> {
+        Ok(Box::new(fs::File::create_new(path)?))
+    }
+    fn append(&self, path: &Path) -> io::Result<Box<dyn FileWriter>> {
+        Ok(Box::new(fs::OpenOptions::new().append(true).open(path)?))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        fs::File::open(path)?.sync_all()
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut entries = fs::read_dir(path)?.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>()?;
+        entries.sort();
+        Ok(entries)
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+    }
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+    fn create_dir_new(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
+        fs::OpenOptions::new().write(true).open(path)?.set_len(len)
+    }
+}
+
+/// Writes a file beside its place, syncs it, and renames it there: a reader sees the old or the new, whole.
+pub fn replace(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("tmp");
+    if fs.exists(&beside) {
+        fs.remove(&beside)?;
+    }
+    let mut file = fs.create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync()?;
+    fs.rename(&beside, path)?;
+    match path.parent() {
+        Some(parent) => fs.sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+/// The machine's clocks.
+pub struct RealClock {
+    start: Instant,
+}
+
+impl Default for RealClock {
+    fn default() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Clock for RealClock {
+    fn wall_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    }
+    fn monotonic_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+}

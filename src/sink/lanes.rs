@@ -1,0 +1,461 @@
+//! All lanes of a process: opened, pushed to, committed, drained, closed.
+
+use super::driver::{self, Around};
+use super::lane::{Event, Lane, Settings};
+use super::segment::SegmentError;
+use super::*;
+use crate::config::{LaneSettings, SinkSettings, Size, WhenFull};
+use crate::metrics::Metrics;
+use crate::seam::{Clock, Fs};
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// A label of a sensor in the inventory: (sensor, label) to its value.
+pub type Labels = Arc<dyn Fn(&str, &str) -> Option<String> + Send + Sync>;
+
+/// What found no room in a lane with `when_full = "dead_letter"`.
+pub enum Shed {
+    /// Alerts.
+    Alerts(Alerts),
+    /// Readings.
+    Rows(Rows),
+}
+
+/// What lanes need of the process around them.
+#[derive(Clone)]
+pub struct LaneContext {
+    /// Files.
+    pub fs: Arc<dyn Fs>,
+    /// Time, for back-off and figures.
+    pub clock: Arc<dyn Clock>,
+    /// Where segment files lie: `lanes` in the data directory; the journal lies beside it.
+    pub dir: PathBuf,
+    /// This run of the cluster.
+    pub term: u64,
+    /// This process; process 0 has the lanes of alerts.
+    pub process: usize,
+    /// All processes.
+    pub processes: usize,
+    /// The workers of this process.
+    pub workers: usize,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Where each lane hands its state at each cut.
+    pub cuts: Sender<LaneState>,
+    /// Labels of the inventory, for sinks that show them.
+    pub labels: Labels,
+    /// Takes what a full lane sheds: (sink, what).
+    pub shed: Arc<dyn Fn(&str, Shed) + Send + Sync>,
+}
+
+/// What a drained process could not deliver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrainReport {
+    /// By sink, the entries that still wait; they are kept for the next start. Only sinks with some.
+    pub left: BTreeMap<String, u64>,
+}
+
+/// What a lane is sent.
+pub(super) enum Message<T> {
+    Event(Event<T>),
+    Close,
+}
+
+/// What a lane and its pushers share.
+#[derive(Default)]
+pub(super) struct Port {
+    /// Bytes pushed that the lane has not seen yet.
+    pub unseen: AtomicU64,
+    /// Whether the lane is full, and reading is to pause then.
+    pub full: AtomicBool,
+}
+
+struct Sending<T> {
+    sender: UnboundedSender<Message<T>>,
+    port: Arc<Port>,
+    memory: u64,
+    pauses: bool,
+}
+
+impl<T: Item> Sending<T> {
+    fn push(&self, item: T) {
+        self.port.unseen.fetch_add(item.bytes(), Relaxed);
+        self.send(Message::Event(Event::Push(item)));
+    }
+    fn send(&self, message: Message<T>) {
+        // A lane that is gone has closed, or has panicked: then it counts as full.
+        let _ = self.sender.send(message);
+    }
+    fn full(&self) -> bool {
+        self.port.full.load(Relaxed) || (self.pauses && self.port.unseen.load(Relaxed) >= self.memory)
+    }
+}
+
+#[derive(Default)]
+struct Hub {
+    alerts: Vec<Sending<Alerts>>,
+    rows: Vec<Sending<Rows>>,
+    names: Vec<Arc<NameTable>>,
+}
+
+/// What workers push to. Never waits.
+#[derive(Clone)]
+pub struct LaneHandle {
+    hub: Arc<Hub>,
+}
+
+impl LaneHandle {
+    /// All alert transitions of an epoch (worker 0, ascending epochs). Without any there is nothing to push.
+    pub fn push_alerts(&self, batch: AlertBatch) {
+        if batch.alerts.is_empty() {
+            return;
+        }
+        let batch = Alerts(Arc::new(batch));
+        self.hub.alerts.iter().for_each(|lane| lane.push(batch.clone()));
+    }
+    /// What a worker keeps of an epoch (ascending epochs).
+    pub fn push_rows(&self, mut batch: RowBatch) {
+        let names = &self.hub.names[batch.worker];
+        for (no, name) in batch.names.drain(..) {
+            names.set(no, name);
+        }
+        if batch.rows.is_empty() {
+            return;
+        }
+        let batch = Rows { batch: Arc::new(batch), names: Arc::clone(names) };
+        self.hub.rows.iter().for_each(|lane| lane.push(batch.clone()));
+    }
+    /// The worker has pushed every epoch below this one. (Nothing depends on it yet: batches are whole epochs.)
+    pub fn complete(&self, _worker: usize, _epoch: Epoch) {}
+    /// The worker has pushed every epoch below the cut, and none at or above it. `u64::MAX` at a clean end.
+    pub fn cut(&self, worker: usize, cut: Epoch) {
+        self.hub.alerts.iter().for_each(|lane| lane.send(Message::Event(Event::Cut(worker, cut))));
+        self.hub.rows.iter().for_each(|lane| lane.send(Message::Event(Event::Cut(worker, cut))));
+    }
+    /// The worker pushes nothing more.
+    pub fn end(&self, worker: usize) {
+        self.hub.alerts.iter().for_each(|lane| lane.send(Message::Event(Event::End(worker))));
+        self.hub.rows.iter().for_each(|lane| lane.send(Message::Event(Event::End(worker))));
+    }
+    /// Whether some lane with `when_full = "pause"` is full: reading is to pause.
+    pub fn full(&self) -> bool {
+        self.hub.alerts.iter().any(Sending::full) || self.hub.rows.iter().any(Sending::full)
+    }
+    /// Whether some lane takes readings: without one, `push_rows` need not be called.
+    pub fn wants_rows(&self) -> bool {
+        !self.hub.rows.is_empty()
+    }
+}
+
+/// The lanes of a process, each on a thread of its own that runs on tokio.
+pub struct Lanes {
+    hub: Arc<Hub>,
+    sinks: Vec<String>,
+    drained: Receiver<(String, u64)>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Lanes {
+    /// Connects and verifies every destination, announces the term there, and starts the lanes with what `restored`
+    /// (the lane states of the newest checkpoint, of all processes) kept for this process. Nothing is started unless
+    /// everything can be.
+    pub fn open(
+        sinks: &BTreeMap<String, SinkSettings>,
+        ctx: LaneContext,
+        restored: Vec<LaneState>,
+        runtime: &Handle,
+    ) -> Result<Self, StartError> {
+        ctx.fs.create_dir(&ctx.dir).map_err(|error| {
+            StartError::Io(format!(
+                "{}: {error}; give data_dir a folder that this user may write to",
+                ctx.dir.display()
+            ))
+        })?;
+        // Those of a process that is no more go to process 0.
+        let owner = |process: usize| if process < ctx.processes { process } else { 0 };
+        let mine: Vec<LaneState> = restored.into_iter().filter(|s| owner(s.process) == ctx.process).collect();
+        let (drained_sender, drained) = crossbeam_channel::unbounded();
+        let mut opening = Opening { ctx: &ctx, mine: &mine, runtime, drained: drained_sender, starts: Vec::new() };
+        let mut hub = Hub { names: (0..ctx.workers).map(|_| Arc::default()).collect(), ..Hub::default() };
+        let mut names = Vec::new();
+
+        if ctx.process == 0 {
+            if sinks.contains_key(JOURNAL) {
+                return Err(StartError::Settings(format!(
+                    "sinks.{JOURNAL}: the journal itself has that name; take another"
+                )));
+            }
+            let length = opening.restored(JOURNAL).iter().filter_map(|state| state.length).max().unwrap_or(0);
+            let journal = Journal::new(Arc::clone(&ctx.fs), ctx.dir.with_file_name("journal.jsonl"), length);
+            let lane = LaneSettings { when_full: WhenFull::Pause, capacity: Size::mib(32), memory: Size::mib(32) };
+            hub.alerts.push(opening.alerts(JOURNAL, lane, journal)?);
+            names.push(JOURNAL.to_owned());
+        }
+        for (name, settings) in sinks {
+            if ctx.process != 0 && !settings.wants_rows() {
+                continue;
+            }
+            let lane = settings.lane();
+            match settings {
+                SinkSettings::Stdout(s) => hub.alerts.push(opening.alerts(name, lane, Stdout::new(s))?),
+                SinkSettings::RedisStream(s) => {
+                    hub.alerts.push(opening.alerts(name, lane, redis_stream::RedisStream::new(s)?)?);
+                }
+                SinkSettings::Kafka(s) => hub.alerts.push(opening.alerts(name, lane, kafka::KafkaAlerts::new(s)?)?),
+                SinkSettings::RedisLast(s) => {
+                    hub.rows.push(opening.rows(name, lane, redis_last::RedisLast::new(s)?)?)
+                }
+                SinkSettings::RedisTimeseries(s) => {
+                    let sink = redis_timeseries::RedisTimeseries::new(s, Arc::clone(&ctx.labels))?;
+                    hub.rows.push(opening.rows(name, lane, sink)?);
+                }
+                SinkSettings::Parquet(s) => {
+                    let restored = opening.restored(name);
+                    let archive =
+                        ParquetArchive::new(Arc::clone(&ctx.fs), s.path.clone(), ctx.process, ctx.processes, restored);
+                    hub.rows.push(opening.rows(name, lane, archive)?);
+                }
+            }
+            names.push(name.clone());
+        }
+        for state in &mine {
+            if !names.contains(&state.sink) && (!state.segments.is_empty() || !state.files.is_empty()) {
+                let (sink, segments, files) = (&state.sink, state.segments.len(), state.files.len());
+                tracing::warn!(
+                    sink,
+                    segments,
+                    files,
+                    "sink is no longer configured; what waited for it is not delivered"
+                );
+            }
+        }
+        let starts = opening.starts;
+        let threads = starts.into_iter().map(|start| start()).collect::<Result<_, _>>()?;
+        Ok(Self { hub: Arc::new(hub), sinks: names, drained, threads })
+    }
+
+    /// What workers push to.
+    pub fn handle(&self) -> LaneHandle {
+        LaneHandle { hub: Arc::clone(&self.hub) }
+    }
+
+    /// The names of the lanes: each hands over one `LaneState` per cut.
+    pub fn sinks(&self) -> &[String] {
+        &self.sinks
+    }
+
+    /// The checkpoint at this cut is durable: archives are shown, old segment files removed. Does not wait.
+    pub fn committed(&self, cut: Epoch) {
+        self.hub.alerts.iter().for_each(|lane| lane.send(Message::Event(Event::Committed(cut))));
+        self.hub.rows.iter().for_each(|lane| lane.send(Message::Event(Event::Committed(cut))));
+    }
+
+    /// Waits until everything pushed has been delivered; all workers must have ended (at a clean end after
+    /// `cut(worker, u64::MAX)`, for which each lane hands over its state before this returns, if it can). What is not
+    /// delivered within `patience` is kept in segment files, and reported.
+    pub fn drain(&self, patience: Duration) -> DrainReport {
+        let deadline = Instant::now() + patience;
+        let mut waiting: BTreeMap<&str, u64> = self.sinks.iter().map(|name| (name.as_str(), u64::MAX)).collect();
+        let mut report = DrainReport::default();
+        let mut gave_up = false;
+        while !waiting.is_empty() {
+            // Giving up takes a moment of writing, no longer.
+            let until = if gave_up { deadline + Duration::from_secs(5) } else { deadline };
+            match self.drained.recv_deadline(until) {
+                Ok((sink, left)) => {
+                    waiting.remove(sink.as_str());
+                    if left > 0 {
+                        report.left.insert(sink, left);
+                    }
+                }
+                Err(_) if !gave_up => {
+                    gave_up = true;
+                    self.hub.alerts.iter().for_each(|lane| lane.send(Message::Event(Event::GiveUp)));
+                    self.hub.rows.iter().for_each(|lane| lane.send(Message::Event(Event::GiveUp)));
+                }
+                Err(_) => {
+                    report.left.extend(waiting.keys().map(|sink| ((*sink).to_owned(), u64::MAX)));
+                    break;
+                }
+            }
+        }
+        report
+    }
+
+    /// Lets every lane finish what the last durable checkpoint asks of it, and stops it.
+    pub fn close(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        self.hub.alerts.iter().for_each(|lane| lane.send(Message::Close));
+        self.hub.rows.iter().for_each(|lane| lane.send(Message::Close));
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a lane panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+type Start = Box<dyn FnOnce() -> Result<JoinHandle<()>, StartError>>;
+
+struct Opening<'a> {
+    ctx: &'a LaneContext,
+    mine: &'a [LaneState],
+    runtime: &'a Handle,
+    drained: Sender<(String, u64)>,
+    starts: Vec<Start>,
+}
+
+impl Opening<'_> {
+    fn restored(&self, sink: &str) -> Vec<LaneState> {
+        self.mine.iter().filter(|state| state.sink == sink).cloned().collect()
+    }
+
+    fn alerts<S: Sink<Item = Alerts>>(
+        &mut self,
+        name: &str,
+        lane: LaneSettings,
+        sink: S,
+    ) -> Result<Sending<Alerts>, StartError> {
+        let shed = Arc::clone(&self.ctx.shed);
+        self.lane(name, lane, sink, Box::new(move |sink, item| shed(sink, Shed::Alerts(item))))
+    }
+
+    fn rows<S: Sink<Item = Rows>>(
+        &mut self,
+        name: &str,
+        lane: LaneSettings,
+        sink: S,
+    ) -> Result<Sending<Rows>, StartError> {
+        let shed = Arc::clone(&self.ctx.shed);
+        self.lane(name, lane, sink, Box::new(move |sink, item| shed(sink, Shed::Rows(item))))
+    }
+
+    fn lane<S: Sink>(
+        &mut self,
+        name: &str,
+        settings: LaneSettings,
+        mut sink: S,
+        shed: Box<dyn Fn(&str, S::Item) + Send>,
+    ) -> Result<Sending<S::Item>, StartError> {
+        let ctx = self.ctx;
+        let (memory, pauses) = (settings.memory.bytes(), settings.when_full == WhenFull::Pause);
+        let settings = Settings {
+            sink: name.to_owned(),
+            process: ctx.process,
+            term: ctx.term,
+            workers: ctx.workers,
+            capacity: settings.capacity.bytes(),
+            memory,
+            when_full: settings.when_full,
+            traits: sink.traits(),
+            dir: ctx.dir.clone(),
+            // One seed per lane, the same in the same run: back-off is all it serves.
+            seed: ctx.term ^ (ctx.process as u64) << 32 ^ u64::from(crc32fast::hash(name.as_bytes())),
+        };
+        let restored = self.restored(name);
+        let mut lane = Lane::new(settings, Arc::clone(&ctx.fs), &restored).map_err(|error| match error {
+            SegmentError::Io(error) => StartError::Corrupt(format!(
+                "sinks.{name}: a segment file that the checkpoint lists cannot be read: {error}; an older checkpoint may be whole"
+            )),
+            damaged => StartError::Corrupt(format!(
+                "sinks.{name}: a segment file that the checkpoint lists is {damaged}; an older checkpoint may be whole"
+            )),
+        })?;
+        // On a thread of its own, because this one may be tokio's.
+        let position = std::thread::scope(|scope| {
+            let connect = scope.spawn(|| {
+                self.runtime.block_on(async {
+                    sink.connect(ctx.term).await?;
+                    sink.position().await.map_err(|error| StartError::Unreachable(error.to_string()))
+                })
+            });
+            connect.join().unwrap_or_else(|_| Err(StartError::Io("connecting panicked".into())))
+        });
+        let position = position.map_err(|error| error.within(name))?;
+        // Whatever follows from it (nothing, before the first push) is done when the driver starts.
+        lane.step(ctx.clock.monotonic_us(), Event::Connected(position), &mut Vec::new());
+
+        let (sender, receiver) = unbounded_channel();
+        let port = Arc::new(Port::default());
+        let around = Around {
+            name: name.to_owned(),
+            term: ctx.term,
+            port: Arc::clone(&port),
+            clock: Arc::clone(&ctx.clock),
+            metrics: Arc::clone(&ctx.metrics),
+            cuts: ctx.cuts.clone(),
+            drained: self.drained.clone(),
+            shed,
+        };
+        let (runtime, guard) = (self.runtime.clone(), PanicGuard(Arc::clone(&port)));
+        let thread = format!("lane {name}");
+        self.starts.push(Box::new(move || {
+            let run = move || {
+                let _guard = guard;
+                runtime.block_on(driver::drive(lane, sink, receiver, around));
+            };
+            let spawned = std::thread::Builder::new().name(thread).spawn(run);
+            spawned.map_err(|error| StartError::Io(format!("cannot start a thread: {error}")))
+        }));
+        Ok(Sending { sender, port, memory, pauses })
+    }
+}
+
+/// A lane that panicked takes nothing more: reading stops.
+struct PanicGuard(Arc<Port>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.full.store(true, Relaxed);
+        }
+    }
+}
+
+impl StartError {
+    /// Says which sink it is about.
+    fn within(self, sink: &str) -> Self {
+        let within = |text: String| format!("sinks.{sink}: {text}");
+        match self {
+            Self::Unreachable(text) => Self::Unreachable(within(text)),
+            Self::Denied(text) => Self::Denied(within(text)),
+            Self::Settings(text) => Self::Settings(within(text)),
+            Self::Io(text) => Self::Io(within(text)),
+            Self::Corrupt(text) => Self::Corrupt(within(text)),
+        }
+    }
+}
+
+/// Looks at a sink's destination as `run` would, and says in a few words what is there. Changes nothing.
+pub fn verify(settings: &SinkSettings, runtime: &Handle) -> Result<String, StartError> {
+    let look = async {
+        match settings {
+            SinkSettings::Stdout(_) => Ok("standard output".to_owned()),
+            SinkSettings::RedisStream(s) => redis_stream::RedisStream::new(s)?.look().await,
+            SinkSettings::RedisLast(s) => redis_last::RedisLast::new(s)?.look().await,
+            SinkSettings::RedisTimeseries(s) => redis_timeseries::look(s).await,
+            SinkSettings::Parquet(s) => parquet::look(&crate::seam::RealFs, &s.path),
+            SinkSettings::Kafka(s) => kafka::KafkaAlerts::new(s)?.look(),
+        }
+    };
+    std::thread::scope(|scope| {
+        let look = scope.spawn(|| runtime.block_on(look));
+        look.join().unwrap_or_else(|_| Err(StartError::Io("looking at the sink panicked".into())))
+    })
+}

@@ -1,0 +1,207 @@
+//! The files of an archive: how they are named, and one that is being written.
+
+use crate::seam::{FileWriter, Fs};
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use operators::Epoch;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Rows in a row group: what a reader decodes at once.
+const GROUP_ROWS: usize = 128 * 1024;
+
+/// A name of ours, taken apart.
+#[derive(Debug, PartialEq)]
+pub(super) struct Name {
+    pub term: u64,
+    pub process: usize,
+    /// None while it is open.
+    pub cut: Option<Epoch>,
+    pub hidden: bool,
+}
+
+impl Name {
+    pub fn parse(name: &str) -> Option<Self> {
+        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok())?;
+        if let Some(open) = name.strip_prefix(".open-").and_then(|rest| rest.strip_suffix(".tmp")) {
+            let mut parts = open.splitn(3, '-');
+            let (term, process) = (number(parts.next()?)?, number(parts.next()?)? as usize);
+            number(parts.next()?)?;
+            return Some(Self { term, process, cut: None, hidden: true });
+        }
+        let (shown, hidden) = match name.strip_prefix('.') {
+            Some(rest) => (rest.strip_suffix(".tmp")?, true),
+            None => (name, false),
+        };
+        let mut parts = shown.strip_prefix("readings-")?.strip_suffix(".parquet")?.splitn(4, '-');
+        let (term, process) = (number(parts.next()?)?, number(parts.next()?)? as usize);
+        let cut = match parts.next()? {
+            "end" => Epoch::MAX,
+            cut => number(cut)?,
+        };
+        number(parts.next()?)?;
+        Some(Self { term, process, cut: Some(cut), hidden })
+    }
+}
+
+/// While it is being written, before its cut is known.
+pub(super) fn open_name(term: u64, process: usize, sequence: u64) -> String {
+    format!(".open-{term}-{process}-{sequence}.tmp")
+}
+
+/// A name that neither a hidden nor a shown file has; `seq` goes on counting from it.
+pub(super) fn free_name(fs: &dyn Fs, dir: &Path, (term, process, cut): (u64, usize, Epoch), seq: &mut u64) -> String {
+    let cut = if cut == Epoch::MAX { "end".to_owned() } else { cut.to_string() };
+    loop {
+        let name = format!("readings-{term}-{process}-{cut}-{seq}.parquet");
+        *seq += 1;
+        if !fs.exists(&dir.join(&name)) && !fs.exists(&dir.join(hidden(&name))) {
+            return name;
+        }
+    }
+}
+
+/// What a file is called until its checkpoint is durable.
+pub(super) fn hidden(name: &str) -> String {
+    format!(".{name}.tmp")
+}
+
+/// What a file is called whose rows are made again.
+pub(super) fn aside(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    format!(".void-{name}")
+}
+
+/// A file that grows. Encoded bytes stay in memory until the disk has taken them, so that a full disk loses nothing.
+pub(super) struct OpenFile {
+    fs: Arc<dyn Fs>,
+    path: PathBuf,
+    file: Option<Box<dyn FileWriter>>,
+    writer: Option<ArrowWriter<Vec<u8>>>,
+    pending: Vec<u8>,
+    /// Bytes that are certainly in the file.
+    flushed: u64,
+    rows: u64,
+    synced: bool,
+}
+
+impl OpenFile {
+    pub fn create(fs: &Arc<dyn Fs>, path: PathBuf, schema: SchemaRef) -> io::Result<Self> {
+        if fs.exists(&path) {
+            fs.remove(&path)?;
+        }
+        let file = fs.create(&path)?;
+        let writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties())).map_err(io_error)?;
+        let (fs, pending) = (Arc::clone(fs), Vec::new());
+        Ok(Self { fs, path, file: Some(file), writer: Some(writer), pending, flushed: 0, rows: 0, synced: false })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+    pub fn length(&self) -> u64 {
+        self.flushed + self.pending.len() as u64
+    }
+
+    /// Encodes rows. That cannot fail for lack of room; the disk is asked by the next `flush`.
+    pub fn append(&mut self, batch: &RecordBatch) -> io::Result<()> {
+        let writer = self.writer.as_mut().ok_or_else(|| io::Error::other("the file is finished"))?;
+        writer.write(batch).map_err(io_error)?;
+        self.rows += batch.num_rows() as u64;
+        self.pending.append(writer.inner_mut());
+        Ok(())
+    }
+
+    /// Gives the disk what is encoded.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                // The last write failed, perhaps half way.
+                self.fs.truncate(&self.path, self.flushed)?;
+                self.fs.append(&self.path)?
+            }
+        };
+        file.write_all(&self.pending)?;
+        self.flushed += self.pending.len() as u64;
+        self.pending.clear();
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Ends the file and makes its bytes durable; again from where it failed.
+    pub fn finish(&mut self) -> io::Result<()> {
+        if let Some(writer) = self.writer.take() {
+            self.pending.extend(writer.into_inner().map_err(io_error)?);
+        }
+        self.flush()?;
+        if !self.synced {
+            let mut file = match self.file.take() {
+                Some(file) => file,
+                None => self.fs.append(&self.path)?,
+            };
+            file.sync()?;
+            self.synced = true;
+        }
+        Ok(())
+    }
+}
+
+fn io_error(error: ParquetError) -> io::Error {
+    io::Error::other(error)
+}
+
+fn properties() -> WriterProperties {
+    let column = |name: &str| ColumnPath::from(name);
+    let mut properties = WriterProperties::builder()
+        .set_created_by(concat!("streamgauge ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(GROUP_ROWS))
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_dictionary_enabled(false);
+    // Times, offsets and epochs grow by little; names repeat; values do neither.
+    for name in ["time", "offset", "epoch"] {
+        properties = properties.set_column_encoding(column(name), Encoding::DELTA_BINARY_PACKED);
+    }
+    for name in ["sensor", "metric", "source", "topic", "partition", "index"] {
+        properties = properties.set_column_dictionary_enabled(column(name), true);
+    }
+    // What readers skip row groups by.
+    for name in ["time", "epoch"] {
+        properties = properties.set_column_statistics_enabled(column(name), EnabledStatistics::Chunk);
+    }
+    properties.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart_as_they_were_made() {
+        let shown = |term, process, cut| Some(Name { term, process, cut: Some(cut), hidden: false });
+        assert_eq!(Name::parse("readings-3-1-1700000000000-0.parquet"), shown(3, 1, 1_700_000_000_000));
+        assert_eq!(Name::parse("readings-3-1-end-12.parquet"), shown(3, 1, Epoch::MAX));
+        let hidden_name = hidden("readings-3-1-end-12.parquet");
+        assert_eq!(Name::parse(&hidden_name), Some(Name { hidden: true, ..shown(3, 1, Epoch::MAX).unwrap() }));
+        let open = Some(Name { term: 7, process: 0, cut: None, hidden: true });
+        assert_eq!(Name::parse(&open_name(7, 0, 9)), open);
+        for foreign in
+            ["a.parquet", "readings-x-1-2-3.parquet", "readings-1-2-3.parquet", ".tmp", "readings-1-2-3-4.csv"]
+        {
+            assert_eq!(Name::parse(foreign), None, "{foreign}");
+        }
+    }
+}

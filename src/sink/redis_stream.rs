@@ -1,0 +1,176 @@
+//! Alerts to a Redis Stream: exactly once.
+//!
+//! The position is the entry's id, `epoch-n`. One script per batch refuses an older term (R9), skips what is at or below
+//! the stream's last id, and adds the rest: so a batch can be sent again after any crash, whole or in part.
+
+use super::redis::{FENCE, FORGETS_US, Link};
+use super::*;
+use crate::config::RedisStreamSink;
+use ::redis::{RedisResult, Script, Value, streams::StreamInfoStreamReply};
+
+/// After the fence: `KEYS[2]` is the stream, `ARGV[2]` its length at most (0: any); then per entry the epoch, n, the
+/// number of fields and values, and these.
+const ADD: &str = r"
+local key, added = KEYS[2], 0
+local epoch, n = 0, 0
+if redis.call('EXISTS', key) == 1 then
+  local info = redis.call('XINFO', 'STREAM', key)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local a, b = string.match(info[i + 1], '^(%d+)-(%d+)$')
+      epoch, n = tonumber(a), tonumber(b)
+    end
+  end
+end
+local i = 3
+while i <= #ARGV do
+  local e, m, count = tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  if e > epoch or (e == epoch and m > n) then
+    local entry = {}
+    if ARGV[2] ~= '0' then
+      entry = {'MAXLEN', '~', ARGV[2]}
+    end
+    entry[#entry + 1] = ARGV[i] .. '-' .. ARGV[i + 1]
+    for j = i + 3, i + 2 + count do
+      entry[#entry + 1] = ARGV[j]
+    end
+    redis.call('XADD', key, unpack(entry))
+    added = added + 1
+  end
+  i = i + 3 + count
+end
+return added
+";
+
+/// A stream.
+pub struct RedisStream {
+    link: Link,
+    key: String,
+    maxlen: u64,
+    term: u64,
+    fence: Script,
+    add: Script,
+}
+
+impl RedisStream {
+    /// By its settings, not connected yet.
+    pub fn new(settings: &RedisStreamSink) -> Result<Self, StartError> {
+        Ok(Self {
+            link: Link::new(&settings.url, settings.password.as_ref())?,
+            key: settings.key.clone(),
+            maxlen: settings.maxlen.unwrap_or(0),
+            term: 0,
+            fence: Script::new(FENCE),
+            add: Script::new(&[FENCE, ADD].concat()),
+        })
+    }
+
+    /// What `check` shows.
+    pub async fn look(&mut self) -> Result<String, StartError> {
+        let server = self.link.look().await?;
+        let kind: RedisResult<String> = match self.link.get() {
+            Ok(connection) => ::redis::cmd("TYPE").arg(&self.key).query_async(connection).await,
+            Err(error) => return Err(StartError::Unreachable(error.to_string())),
+        };
+        match kind.map_err(|error| self.link.start_error(&error))?.as_str() {
+            "none" => Ok(format!("{server}, stream {} is new", self.key)),
+            "stream" => Ok(format!("{server}, stream {}", self.key)),
+            other => Err(StartError::Settings(format!(
+                "{}: key {} holds a {other}, not a stream; choose another key, or remove it",
+                self.link.shown(),
+                self.key
+            ))),
+        }
+    }
+
+    fn fence_key(&self) -> String {
+        format!("{}:streamgauge", self.key)
+    }
+}
+
+impl Sink for RedisStream {
+    type Item = Alerts;
+
+    fn traits(&self) -> Traits {
+        // A script holds up the whole server: a batch takes a few milliseconds.
+        Traits { in_checkpoint: false, forgets_us: FORGETS_US, batch_entries: 500, batch_bytes: 1 << 20 }
+    }
+
+    async fn connect(&mut self, term: u64) -> Result<(), StartError> {
+        self.term = term;
+        self.look().await?;
+        let mut fence = self.fence.prepare_invoke();
+        fence.key(self.fence_key()).arg(term);
+        let answer: RedisResult<Value> = match self.link.get() {
+            Ok(connection) => fence.invoke_async(connection).await,
+            Err(error) => return Err(StartError::Unreachable(error.to_string())),
+        };
+        answer.map(drop).map_err(|error| self.link.start_error(&error))
+    }
+
+    async fn position(&mut self) -> Result<Option<Position>, SinkError> {
+        let connection = self.link.get()?;
+        let exists: RedisResult<bool> = ::redis::cmd("EXISTS").arg(&self.key).query_async(connection).await;
+        match exists {
+            Ok(true) => {}
+            Ok(false) => return Ok(Some(Position::default())),
+            Err(error) => return Err(self.link.failed(&error)),
+        }
+        let info: RedisResult<StreamInfoStreamReply> =
+            ::redis::cmd("XINFO").arg("STREAM").arg(&self.key).query_async(self.link.get()?).await;
+        let id = info.map_err(|error| self.link.failed(&error))?.last_generated_id;
+        let position = id.split_once('-').and_then(|(epoch, n)| {
+            // A foreign entry may have a larger number: then everything of that epoch counts as there.
+            Some(Position { epoch: epoch.parse().ok()?, n: n.parse::<u64>().ok()?.try_into().unwrap_or(u32::MAX) })
+        });
+        position.map(Some).ok_or_else(|| SinkError::Unavailable(format!("{}: last id {id:?} is no id", self.key)))
+    }
+
+    async fn write(&mut self, batch: &[Alerts]) -> Result<Written, SinkError> {
+        let mut add = self.add.prepare_invoke();
+        add.key(self.fence_key()).key(&self.key).arg(self.term).arg(self.maxlen);
+        let mut entries = 0;
+        for alerts in batch {
+            for entry in &alerts.0.alerts {
+                let fields = fields(entry);
+                add.arg(alerts.0.epoch).arg(entry.n).arg(fields.len() * 2);
+                for (name, value) in fields {
+                    add.arg(name).arg(value);
+                }
+                entries += 1;
+            }
+        }
+        let answer: RedisResult<u64> = add.invoke_async(self.link.get()?).await;
+        match answer {
+            Ok(_) => Ok(Written { entries, ..Written::default() }),
+            Err(error) => Err(self.link.failed(&error)),
+        }
+    }
+
+    async fn probe(&mut self) -> Result<(), SinkError> {
+        self.link.probe().await
+    }
+}
+
+/// The fields of an entry; `value` only where there is one.
+fn fields(entry: &JournalEntry) -> Vec<(&'static str, String)> {
+    let alert = &entry.alert;
+    let mut fields = vec![
+        ("alert", alert.id_hex()),
+        ("transition", alert.state.number().to_string()),
+        ("state", alert.state.word().to_owned()),
+        ("rule", alert.rule.to_string()),
+        ("severity", alert.severity.to_string()),
+        ("sensor", alert.sensor.to_string()),
+        ("metric", alert.metric.to_string()),
+        ("time", alert.time.to_string()),
+        ("start", alert.start.to_string()),
+        ("ordinal", alert.ordinal.to_string()),
+        ("behind", alert.behind.to_string()),
+        ("version", alert.version.to_string()),
+    ];
+    if let Some(value) = alert.value {
+        fields.push(("value", line::number(value)));
+    }
+    fields
+}

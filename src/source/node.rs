@@ -1,0 +1,687 @@
+//! The node that brings records into the dataflow: polls, decodes, and closes epochs by writing them down (R1, R2, R7).
+
+use super::interner::Interner;
+use super::replay::{EarlyRecords, Line, Script};
+use super::{Record, Source, SourceError};
+use crate::checkpoint::{Piece, Position};
+use crate::dead_letters::RefusedReading;
+use crate::decode::{Decoder, Outcome, Reason, ValueIssue};
+use crate::epoch_log::{Close, Control, FOR_EVER, Frame, Range};
+use crate::error::Failure;
+use crate::ledger::Counts;
+use crate::metrics::{Metrics, PartitionMetrics, ReadingCounts, SourceMetrics};
+use crate::process::Shared;
+use crossbeam_channel::Sender;
+use operators::keyed::Cuts;
+use operators::{Epoch, Reading, Stream};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::probe::Handle as Probe;
+use timely::dataflow::{Scope, StreamVec};
+use timely::scheduling::Activator;
+
+/// Records that are taken in one go; then the rest of the dataflow has its turn.
+const BATCH: usize = 2048;
+/// Readings that may be under way before a worker waits for the dataflow.
+const IN_FLIGHT: usize = 200_000;
+/// Records after which a worker asks for the next epoch although its tick has not come.
+const FULL_EPOCH: u64 = 16_384;
+/// How long a source waits before it looks again whether there is room.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A record or value that is refused, with its bytes, its place and the reason.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Its stream.
+    pub stream: Stream,
+    /// Its partition.
+    pub partition: u32,
+    /// Its offset.
+    pub offset: i64,
+    /// Which value of the record; none for the whole record.
+    pub index: Option<u16>,
+    /// Why.
+    pub reason: Reason,
+    /// The record's bytes, where they are at hand.
+    pub bytes: Box<[u8]>,
+    /// What was refused, where it had been decoded.
+    pub reading: Option<RefusedReading>,
+}
+
+/// Counts of one partition on their way to the ledger.
+pub type Tally = (Stream, u32, Counts);
+
+/// The settings of a source's worker.
+pub struct SourceWorker {
+    /// Among all workers.
+    pub worker: usize,
+    /// Among those of this process.
+    pub local: usize,
+    /// The number of workers of this process.
+    pub locals: usize,
+    /// All workers.
+    pub peers: usize,
+    /// This process.
+    pub process: u32,
+    /// (source, topic) by stream.
+    pub streams: Arc<Vec<(String, String)>>,
+    /// By stream.
+    pub decoders: Vec<Decoder>,
+    /// R4's allowance, microseconds.
+    pub max_clock_skew_us: i64,
+    /// What to read again first: this worker's part.
+    pub script: Script,
+    /// Whether to go on with what is new after the replay.
+    pub live: bool,
+    /// End when these offsets are reached.
+    pub until: Option<BTreeMap<(Stream, u32), i64>>,
+    /// The end of each partition at the start, up to which we are deaf.
+    pub ends: BTreeMap<(Stream, u32), i64>,
+    /// Where to begin, and T of R4.
+    pub positions: Vec<(Stream, u32, i64, Option<i64>)>,
+    /// When checkpoints are cut.
+    pub cuts: Cuts,
+    /// Control lines that begin the live part, at its first epoch (process 0's first worker).
+    pub begin: Vec<Control>,
+    /// To the checkpointer.
+    pub pieces: Sender<(Epoch, Piece)>,
+    /// Told of every partition that moved: (stream, partition, next offset), once per epoch.
+    pub progress: Option<Progress>,
+}
+
+/// See [`SourceWorker::progress`].
+pub type Progress = Arc<dyn Fn(Stream, u32, i64) + Send + Sync>;
+
+struct Partition {
+    next: i64,
+    time: Option<i64>,
+    counts: Counts,
+    metrics: PartitionMetrics,
+}
+
+enum State {
+    Replaying,
+    Live,
+    Finishing,
+    Done,
+}
+
+/// The streams that leave the node: readings, what the ledger counts, control lines, what was refused.
+pub type Outputs<'s> = (
+    StreamVec<'s, Epoch, Reading>,
+    StreamVec<'s, Epoch, Tally>,
+    StreamVec<'s, Epoch, Control>,
+    StreamVec<'s, Epoch, Refused>,
+);
+
+struct SourceNode {
+    settings: SourceWorker,
+    source: Box<dyn Source>,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    /// By stream.
+    sources: Vec<SourceMetrics>,
+    state: State,
+    epoch: Epoch,
+    partitions: BTreeMap<(Stream, u32), Partition>,
+    interner: Interner,
+    early: EarlyRecords,
+    readings: Vec<Reading>,
+    refused: Vec<Refused>,
+    records_in_epoch: u64,
+    /// Controls to send and write down when this epoch closes, at their epochs.
+    controls: Vec<(Epoch, Control)>,
+    deaf: bool,
+    heard_generation: u64,
+    targets: Option<(u64, BTreeMap<(Stream, u32), i64>)>,
+    late_ticks: u64,
+    discovered: u64,
+    committed: u64,
+    commits: VecDeque<(Epoch, Vec<(Stream, u32, i64)>)>,
+    frames: Vec<u8>,
+}
+
+/// Puts the node into a dataflow. `probe` says what is complete, for back-pressure.
+pub fn source_node<'s>(
+    scope: Scope<'s, Epoch>,
+    settings: SourceWorker,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    probe: Probe<Epoch>,
+    source: impl FnOnce(Box<dyn Fn() + Send + Sync>) -> Result<Box<dyn Source>, SourceError>,
+) -> Outputs<'s> {
+    let mut builder = OperatorBuilder::new("source".to_owned(), scope);
+    let (readings, reading_stream) = builder.new_output();
+    let (tallies, tally_stream) = builder.new_output();
+    let (controls, control_stream) = builder.new_output();
+    let (refused, refused_stream) = builder.new_output();
+    let address = builder.operator_info().address;
+    let activator = scope.activator_for(address.clone());
+    let waker = scope.worker().sync_activator_for(address.to_vec());
+    let made = source(Box::new(move || {
+        let _ = waker.activate();
+    }));
+    builder.build(move |capabilities| {
+        let mut readings = OutputBuilder::<_, CapacityContainerBuilder<Vec<Reading>>>::from(readings);
+        let mut tallies = OutputBuilder::<_, CapacityContainerBuilder<Vec<Tally>>>::from(tallies);
+        let mut controls = OutputBuilder::<_, CapacityContainerBuilder<Vec<Control>>>::from(controls);
+        let mut refused = OutputBuilder::<_, CapacityContainerBuilder<Vec<Refused>>>::from(refused);
+        let mut node = match made.and_then(|source| SourceNode::new(settings, source, &shared, metrics)) {
+            Ok(node) => Some(node),
+            Err(error) => {
+                shared.fail(Failure::source(&error));
+                None
+            }
+        };
+        let mut capabilities = Some(capabilities);
+        // Capabilities of closed epochs whose lines are appended, but not durable yet.
+        let mut undurable: VecDeque<(u64, Vec<Capability<Epoch>>)> = VecDeque::new();
+        let mut in_flight: VecDeque<(Epoch, usize)> = VecDeque::new();
+        let mut under_way = 0;
+        move |_| {
+            let (Some(node), false) = (node.as_mut(), shared.failed()) else {
+                capabilities = None;
+                undurable.clear();
+                return;
+            };
+            if let Some(log) = &shared.log {
+                while undurable.front().is_some_and(|(append, _)| log.is_durable(*append)) {
+                    undurable.pop_front();
+                }
+            }
+            let Some(held) = capabilities.as_mut() else { return };
+            while in_flight.front().is_some_and(|(epoch, _)| !probe.less_equal(epoch)) {
+                under_way -= in_flight.pop_front().map_or(0, |(_, n)| n);
+            }
+            let room = under_way < IN_FLIGHT && !shared.full.load(SeqCst);
+            let turn = match node.turn(room) {
+                Ok(turn) => turn,
+                Err(failure) => {
+                    shared.fail(failure);
+                    return;
+                }
+            };
+            // Replay names its epochs; live ones are moved by `close`. What is sent belongs to `turn.epoch`.
+            if *held[0].time() < turn.epoch {
+                held.iter_mut().for_each(|c| c.downgrade(&turn.epoch));
+            }
+            if !node.readings.is_empty() {
+                under_way += node.readings.len();
+                match in_flight.back_mut() {
+                    Some((epoch, n)) if *epoch == turn.epoch => *n += node.readings.len(),
+                    _ => in_flight.push_back((turn.epoch, node.readings.len())),
+                }
+                readings.activate().session(&held[0]).give_container(&mut node.readings);
+                node.readings.clear();
+            }
+            if !node.refused.is_empty() {
+                refused.activate().session(&held[3]).give_container(&mut node.refused);
+                node.refused.clear();
+            }
+            if let Some(mut closed) = turn.closed {
+                if !closed.tallies.is_empty() {
+                    tallies.activate().session(&held[1]).give_container(&mut closed.tallies);
+                }
+                for (epoch, control) in closed.controls {
+                    let at = held[2].delayed(&epoch.max(turn.epoch));
+                    controls.activate().session(&at).give(control);
+                }
+                if let Some(append) = closed.append
+                    && shared.log.as_ref().is_some_and(|log| !log.is_durable(append))
+                {
+                    undurable.push_back((append, held.clone()));
+                }
+                match closed.next {
+                    Some(next) => held.iter_mut().for_each(|c| c.downgrade(&next)),
+                    None => {
+                        capabilities = None;
+                        return;
+                    }
+                }
+            }
+            turn.again.apply(&activator);
+        }
+    });
+    (reading_stream, tally_stream, control_stream, refused_stream)
+}
+
+/// When the node wants to be called again.
+enum Again {
+    Now,
+    After(Duration),
+}
+
+impl Again {
+    fn apply(self, activator: &Activator) {
+        match self {
+            Again::Now => activator.activate(),
+            Again::After(duration) => activator.activate_after(duration),
+        }
+    }
+}
+
+struct Closed {
+    tallies: Vec<Tally>,
+    controls: Vec<(Epoch, Control)>,
+    append: Option<u64>,
+    /// The epoch that is open now; none at the end.
+    next: Option<Epoch>,
+}
+
+struct Turn {
+    epoch: Epoch,
+    closed: Option<Closed>,
+    again: Again,
+}
+
+impl SourceNode {
+    fn new(
+        settings: SourceWorker,
+        mut source: Box<dyn Source>,
+        shared: &Arc<Shared>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, SourceError> {
+        let mut partitions = BTreeMap::new();
+        for &(stream, partition, next, time) in &settings.positions {
+            if partition as usize % settings.peers == settings.worker {
+                let (name, topic) = &settings.streams[usize::from(stream)];
+                source.assign(stream, partition, next)?;
+                let metrics = metrics.partition(name, topic, partition);
+                partitions.insert((stream, partition), Partition { next, time, counts: Counts::default(), metrics });
+            }
+        }
+        let mine = |ends: &BTreeMap<(Stream, u32), i64>| -> BTreeMap<(Stream, u32), i64> {
+            ends.iter().filter(|(key, _)| partitions.contains_key(key)).map(|(key, end)| (*key, *end)).collect()
+        };
+        let targets = Some((1, mine(&settings.ends)));
+        let epoch = settings.script.front().map_or(0, |(epoch, _)| *epoch);
+        let state = if settings.script.is_empty() { State::Live } else { State::Replaying };
+        let mut node = Self {
+            source,
+            shared: shared.clone(),
+            sources: settings.streams.iter().map(|(source, _)| metrics.source(source)).collect(),
+            metrics,
+            state,
+            epoch,
+            partitions,
+            interner: Interner::default(),
+            early: EarlyRecords::default(),
+            readings: Vec::with_capacity(BATCH),
+            refused: Vec::new(),
+            records_in_epoch: 0,
+            controls: Vec::new(),
+            deaf: true,
+            heard_generation: 0,
+            targets,
+            late_ticks: shared.epochs.late_ticks(),
+            discovered: 0,
+            committed: 0,
+            commits: VecDeque::new(),
+            frames: Vec::new(),
+            settings,
+        };
+        if matches!(node.state, State::Live) {
+            node.begin_live();
+        }
+        Ok(node)
+    }
+
+    fn begin_live(&mut self) {
+        self.state = if self.settings.live { State::Live } else { State::Done };
+        if !self.settings.live {
+            self.save(FOR_EVER);
+        } else {
+            self.epoch = self.shared.epochs.tick(false);
+            let epoch = self.epoch;
+            self.controls.extend(std::mem::take(&mut self.settings.begin).into_iter().map(|c| (epoch, c)));
+            // What the replay left is at the cut of this epoch: nothing below it comes any more.
+            if let Some(cut) = self.settings.cuts.reached(epoch) {
+                self.save(cut);
+            }
+        }
+    }
+
+    /// What is to be done now.
+    fn turn(&mut self, room: bool) -> Result<Turn, Failure> {
+        match self.state {
+            State::Replaying => self.replay(room),
+            State::Live => self.live(room),
+            State::Finishing => self.finish(),
+            State::Done => {
+                let closed = Closed { tallies: Vec::new(), controls: Vec::new(), append: None, next: None };
+                Ok(Turn { epoch: self.epoch, closed: Some(closed), again: Again::After(PAUSE) })
+            }
+        }
+    }
+
+    fn replay(&mut self, room: bool) -> Result<Turn, Failure> {
+        let Some((epoch, line)) = self.settings.script.front().cloned() else {
+            let epoch = self.epoch;
+            self.begin_live();
+            let next = matches!(self.state, State::Live).then_some(self.epoch);
+            let closed = Closed { tallies: self.tallies(false), controls: Vec::new(), append: None, next };
+            return Ok(Turn { epoch, closed: Some(closed), again: Again::Now });
+        };
+        let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
+        if epoch > self.epoch {
+            let tallies = self.tallies(false);
+            self.epoch = epoch;
+            turn.closed = Some(Closed { tallies, controls: Vec::new(), append: None, next: Some(epoch) });
+            return Ok(turn);
+        }
+        match line {
+            Line::Control(control) => {
+                self.settings.script.pop_front();
+                let closed =
+                    Closed { tallies: Vec::new(), controls: vec![(epoch, control)], append: None, next: Some(epoch) };
+                turn.closed = Some(closed);
+            }
+            Line::Range(_) if !room => turn.again = Again::After(PAUSE),
+            Line::Range(range) if self.early.holds(&range).map_err(|e| Failure::source(&e))? => {
+                self.settings.script.pop_front();
+                let mut early = std::mem::take(&mut self.early);
+                early.take(range.stream, range.partition, range.records as usize, &mut |record| self.take(record));
+                self.early = early;
+            }
+            Line::Range(_) => match self.early.poll(&mut *self.source, BATCH) {
+                Ok(0) => turn.again = Again::After(PAUSE),
+                Ok(_) => {}
+                Err(SourceError::Unavailable(why)) => {
+                    tracing::warn!(why, "replay waits for the source");
+                    turn.again = Again::After(Duration::from_secs(1));
+                }
+                Err(error) => return Err(Failure::source(&error)),
+            },
+        }
+        Ok(turn)
+    }
+
+    fn live(&mut self, room: bool) -> Result<Turn, Failure> {
+        self.discover()?;
+        let open = self.shared.epochs.tick(self.records_in_epoch >= FULL_EPOCH);
+        let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
+        if open > self.epoch {
+            turn.closed = Some(self.close(open - 1, Some(open))?);
+            self.epoch = open;
+            if let Some(cut) = self.settings.cuts.reached(open) {
+                self.save(cut);
+            }
+            self.commit();
+            if self.ended() {
+                self.state = State::Finishing;
+            }
+            return Ok(turn);
+        }
+        if self.shared.full.load(SeqCst) && !self.deaf {
+            // A pause by back-pressure: what did not arrive says nothing.
+            self.shared.hearing.deafen();
+            self.deaf = true;
+        }
+        if !room {
+            turn.again = Again::After(PAUSE);
+            return Ok(turn);
+        }
+        let mut early = std::mem::take(&mut self.early);
+        let mut taken = early.take_all(&mut |record| self.take(record));
+        let mut source = std::mem::replace(&mut self.source, Box::new(super::NoSource));
+        let polled = source.poll(BATCH, &mut |record| self.take(record));
+        self.source = source;
+        match polled {
+            Ok(n) => taken += n,
+            Err(SourceError::Unavailable(why)) => tracing::warn!(why, "source cannot be read for now"),
+            Err(error) => return Err(Failure::source(&error)),
+        }
+        if taken == 0 {
+            // Not longer than a tick, so that epochs close on time; records wake us before.
+            turn.again = Again::After(self.shared.epochs.until_tick());
+        }
+        Ok(turn)
+    }
+
+    /// Whether there is nothing more to read: asked to stop, or every partition has reached its end.
+    fn ended(&self) -> bool {
+        if self.shared.stop.load(SeqCst) {
+            return true;
+        }
+        let Some(until) = &self.settings.until else { return false };
+        until.iter().all(|(key, end)| self.partitions.get(key).is_none_or(|p| self.reached(*key, p, *end)))
+    }
+
+    fn reached(&self, key: (Stream, u32), partition: &Partition, end: i64) -> bool {
+        partition.next >= end || self.source.reached_end(key.0, key.1).is_some_and(|reached| reached >= end)
+    }
+
+    /// The clean end: closes for ever. The process' first worker goes last, and says that we are deaf from then on.
+    fn finish(&mut self) -> Result<Turn, Failure> {
+        let first = self.settings.local == 0;
+        let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::After(PAUSE) };
+        self.shared.last_epoch.fetch_max(self.epoch, SeqCst);
+        if first && self.shared.finished.load(SeqCst) + 1 < self.settings.locals {
+            return Ok(turn);
+        }
+        if first {
+            let end = self.shared.last_epoch.load(SeqCst) + 1;
+            self.controls.push((end, Control::Deaf { process: self.settings.process }));
+        }
+        let closed = self.close(FOR_EVER, None)?;
+        self.save(FOR_EVER);
+        self.shared.finished.fetch_add(1, SeqCst);
+        self.state = State::Done;
+        turn.closed = Some(closed);
+        Ok(turn)
+    }
+
+    /// Closes the open epoch: its lines are appended before its capability goes.
+    fn close(&mut self, through: Epoch, next: Option<Epoch>) -> Result<Closed, Failure> {
+        self.listen();
+        let ranges = self
+            .partitions
+            .iter()
+            .filter(|(_, p)| p.counts.records > 0)
+            .map(|((stream, partition), p)| Range {
+                stream: *stream,
+                partition: *partition,
+                next: p.next,
+                records: p.counts.records as u32,
+            })
+            .collect();
+        let close = Close { worker: self.settings.worker as u32, epoch: self.epoch, through, ranges };
+        let controls = std::mem::take(&mut self.controls);
+        self.frames.clear();
+        for (epoch, control) in &controls {
+            Frame::Control(*epoch, *control).encode(&mut self.frames);
+        }
+        Frame::Close(close).encode(&mut self.frames);
+        let append = match &self.shared.log {
+            Some(log) => {
+                let timer = self.metrics.epoch_log_commit_seconds.start_timer();
+                let append = log.append(&self.frames).map_err(|e| Failure::state(format!("{e:#}")))?;
+                timer.observe_duration();
+                Some(append)
+            }
+            None => None,
+        };
+        Ok(Closed { tallies: self.tallies(true), controls, append, next })
+    }
+
+    /// What this epoch has counted; begins anew.
+    fn tallies(&mut self, live: bool) -> Vec<Tally> {
+        self.records_in_epoch = 0;
+        let mut tallies = Vec::new();
+        for ((stream, partition), p) in &mut self.partitions {
+            if !p.counts.is_empty() {
+                p.metrics.records.inc_by(p.counts.records);
+                let source = &self.sources[usize::from(*stream)];
+                source.bytes(p.counts.bytes);
+                source.readings(&ReadingCounts {
+                    dead_letters: p.counts.dead_lettered_values,
+                    nulls: p.counts.nulls,
+                    ..ReadingCounts::default()
+                });
+                source.flush();
+                tallies.push((*stream, *partition, std::mem::take(&mut p.counts)));
+                if let Some(progress) = &self.settings.progress {
+                    progress(*stream, *partition, p.next);
+                }
+            }
+            if live && let Some(end) = self.source.end(*stream, *partition) {
+                let waiting = (end - p.next).max(0);
+                let age = p.time.map_or(0, |t| self.shared.epochs.now() as i64 - t).max(0);
+                p.metrics.lag_records.set(waiting);
+                p.metrics.lag_seconds.set(if waiting > 0 { age as f64 / 1000.0 } else { 0.0 });
+            }
+        }
+        tallies
+    }
+
+    /// R7: what changed about our hearing since the last epoch.
+    fn listen(&mut self) {
+        let late = self.shared.epochs.late_ticks();
+        if late > self.late_ticks && self.settings.local == 0 {
+            self.shared.hearing.deafen();
+        }
+        self.late_ticks = late;
+        let generation = self.shared.hearing.generation();
+        if self.targets.as_ref().map_or(self.heard_generation, |(g, _)| *g) < generation {
+            let ends = self.partitions.iter().map(|(key, p)| {
+                let end = self.source.end(key.0, key.1).unwrap_or(p.next);
+                (*key, end)
+            });
+            self.targets = Some((generation, ends.collect()));
+        }
+        if let Some((generation, targets)) = &self.targets
+            && self.source.up()
+            && !self.shared.full.load(SeqCst)
+            && targets.iter().all(|(key, end)| self.partitions.get(key).is_none_or(|p| self.reached(*key, p, *end)))
+        {
+            self.heard_generation = *generation;
+            self.shared.hearing.heard(self.settings.local, *generation);
+            self.targets = None;
+        }
+        if self.settings.local == 0 {
+            let hears = self.shared.hearing.all_heard() == self.shared.hearing.generation();
+            if hears == self.deaf {
+                let process = self.settings.process;
+                let control = if hears { Control::Hearing { process } } else { Control::Deaf { process } };
+                self.deaf = !hears;
+                self.controls.push((self.epoch, control));
+            }
+        }
+    }
+
+    /// Partitions that are new since the last look begin at their first offset.
+    fn discover(&mut self) -> Result<(), Failure> {
+        let Some(known) = self.shared.discovered.since(&mut self.discovered) else { return Ok(()) };
+        for ((stream, partition), first) in known {
+            if partition as usize % self.settings.peers != self.settings.worker
+                || self.partitions.contains_key(&(stream, partition))
+            {
+                continue;
+            }
+            self.source.assign(stream, partition, first).map_err(|e| Failure::source(&e))?;
+            let (source, topic) = &self.settings.streams[usize::from(stream)];
+            tracing::info!(source, topic, partition, "new partition, read from its beginning");
+            let metrics = self.metrics.partition(source, topic, partition);
+            self.partitions
+                .insert((stream, partition), Partition { next: first, time: None, counts: Counts::default(), metrics });
+        }
+        Ok(())
+    }
+
+    /// A cut: where each partition stands.
+    fn save(&mut self, cut: Epoch) {
+        let positions = self.partitions.iter().map(|((stream, partition), p)| {
+            let (source, topic) = self.settings.streams[usize::from(*stream)].clone();
+            Position { source, topic, partition: *partition, next: p.next, time: p.time }
+        });
+        let _ = self.settings.pieces.send((cut, Piece::Positions(positions.collect())));
+        let next = self.partitions.iter().map(|((stream, partition), p)| (*stream, *partition, p.next)).collect();
+        self.commits.push_back((cut, next));
+    }
+
+    /// Offsets of the newest durable cut go to the group, for lag tools.
+    fn commit(&mut self) {
+        let committed = self.shared.committed.load(SeqCst);
+        if committed == self.committed {
+            return;
+        }
+        self.committed = committed;
+        while let Some((cut, _)) = self.commits.front() {
+            if *cut > committed {
+                break;
+            }
+            for (stream, partition, next) in self.commits.pop_front().map(|(_, p)| p).unwrap_or_default() {
+                self.source.commit(stream, partition, next);
+            }
+        }
+    }
+
+    /// One record: counted, decoded, fanned out.
+    fn take(&mut self, record: Record<'_>) {
+        let Some(partition) = self.partitions.get_mut(&(record.stream, record.partition)) else { return };
+        partition.next = record.offset + 1;
+        let time = record.timestamp.unwrap_or(self.epoch as i64);
+        let now = partition.time.map_or(time, |t| t.max(time));
+        partition.time = Some(now);
+        let counts = &mut partition.counts;
+        counts.records += 1;
+        counts.bytes += record.payload.map_or(0, <[u8]>::len) as u64;
+        self.records_in_epoch += 1;
+        let source = &mut self.sources[usize::from(record.stream)];
+        let mut refuse = |source: &mut SourceMetrics, index, reason: Reason| {
+            source.dead_letters(reason.as_str(), 1);
+            self.refused.push(Refused {
+                stream: record.stream,
+                partition: record.partition,
+                offset: record.offset,
+                index,
+                reason,
+                bytes: record.payload.unwrap_or_default().into(),
+                reading: None,
+            });
+        };
+        match self.settings.decoders[usize::from(record.stream)].decode(record.payload) {
+            Outcome::Filtered => counts.filtered += 1,
+            Outcome::DeadLetter(reason) => {
+                counts.dead_lettered += 1;
+                refuse(source, None, reason);
+            }
+            Outcome::Decoded(fanout) => {
+                counts.decoded += 1;
+                source.delay(self.epoch, fanout.time);
+                let limit = now.saturating_mul(1000).saturating_add(self.settings.max_clock_skew_us);
+                let future = fanout.time > limit;
+                for field in fanout.values() {
+                    counts.readings += 1;
+                    let value = match field.value {
+                        Ok(value) => value,
+                        Err(ValueIssue::Null) => {
+                            counts.nulls += 1;
+                            continue;
+                        }
+                        Err(ValueIssue::DeadLetter(reason)) => {
+                            counts.dead_lettered_values += 1;
+                            refuse(source, Some(field.index), reason);
+                            continue;
+                        }
+                    };
+                    let series = self.interner.intern(fanout.sensor, field.metric);
+                    let mut reading = Reading::new(
+                        (record.stream, record.partition, record.offset, field.index),
+                        (series.series, series.group),
+                        series.name,
+                        (fanout.time, value, fanout.identity),
+                    );
+                    reading.stamp(self.settings.worker, future);
+                    self.readings.push(reading);
+                }
+            }
+        }
+    }
+}

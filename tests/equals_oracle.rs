@@ -1,0 +1,213 @@
+//! The program and the oracle agree on random inputs, for any batch size, epoch length and number of workers.
+
+mod common {
+    pub mod memory;
+    pub mod oracle;
+    pub mod random_input;
+}
+
+use common::memory::{Memory, Partitions};
+use common::random_input::{RULES, Recipe, SILENCE, SOURCE, records};
+use fastrand::Rng;
+use std::path::Path;
+use std::sync::Arc;
+use streamgauge::config::{self, Loaded, Overrides};
+use streamgauge::plan::Layout;
+use streamgauge::run::{Run, RunOptions, Summary};
+use streamgauge::seam::{RealClock, RealFs};
+use streamgauge::{checkpoint, state_cmd};
+
+fn load(text: &str) -> Loaded {
+    config::load_texts(&[("test.toml".into(), text.to_owned())], &|_| None, &Overrides::default())
+        .unwrap_or_else(|report| panic!("{report:?}"))
+}
+
+fn run(text: &str, partitions: &Arc<Partitions>, seed: u64, morsel: usize, replay_into: Option<&Path>) -> Summary {
+    let loaded = load(text);
+    let run = Run {
+        pure: loaded.pure(),
+        config: loaded.config,
+        options: RunOptions {
+            until_end: true,
+            replay_into: replay_into.map(Path::to_owned),
+            ..RunOptions::default()
+        },
+        fs: Arc::new(RealFs),
+        clock: Arc::new(RealClock::default()),
+        origin: Arc::new(Memory { partitions: partitions.clone(), seed, morsel }),
+    };
+    run.go().unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+fn journal(data: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(data.join("journal.jsonl")).expect("a journal");
+    text.lines().map(str::to_owned).collect()
+}
+
+fn oracle_records(partitions: &Partitions) -> Vec<oracle::Record> {
+    let record = |((_, partition), r): ((u16, u32), &common::memory::MemoryRecord)| oracle::Record {
+        source: "plant".into(),
+        topic: "readings".into(),
+        partition: partition as i32,
+        offset: r.offset,
+        timestamp: r.timestamp,
+        payload: r.payload.clone(),
+    };
+    partitions.iter().flat_map(|(key, log)| log.iter().map(|r| record((*key, r)))).collect()
+}
+
+fn settings(data: &Path, workers: usize, tick_ms: u64, rules: &str) -> String {
+    format!(
+        "data_dir = {:?}\nworkers = {workers}\nepochs.tick = \"{tick_ms}ms\"\ncheckpoint.interval = \"1s\"\n{SOURCE}{rules}",
+        data.display()
+    )
+}
+
+struct Compared {
+    journal: Vec<String>,
+    summary: Summary,
+}
+
+/// Holds what lies in a data directory against what the oracle makes of records, epoch log and configuration.
+fn compare(text: &str, data: &Path, partitions: &Partitions, summary: Summary, seed: u64) -> Compared {
+    let pure = load(text).pure();
+    let lines = common::oracle::lines(data);
+    let expected = oracle::run(&common::oracle::config(&pure), &oracle_records(partitions), &lines)
+        .unwrap_or_else(|e| panic!("seed {seed}: the oracle: {e}"));
+    let journal = journal(data);
+    let differ = journal.iter().zip(&expected.journal).position(|(a, b)| a != b);
+    if let Some(at) = differ {
+        panic!("seed {seed}: line {at}\n  program {}\n  oracle  {}", journal[at], expected.journal[at]);
+    }
+    assert_eq!(journal.len(), expected.journal.len(), "seed {seed}: {:?}", journal.get(expected.journal.len()).or(expected.journal.get(journal.len())));
+    let counts = oracle::total(&expected.counts);
+    assert_eq!(
+        (summary.records, summary.accepted, summary.behind, summary.duplicates, summary.late, summary.future),
+        (counts.records, counts.accepted, counts.behind, counts.duplicates, counts.late, counts.future),
+        "seed {seed}"
+    );
+    assert_eq!(summary.dead_letters, counts.dead_lettered + counts.dead_lettered_values, "seed {seed}");
+    assert_eq!(summary.imbalance, 0, "seed {seed}");
+
+    let layout = Layout::new(data.to_owned());
+    let restored = checkpoint::newest(&RealFs, &layout.checkpoints).expect("sound").expect("a checkpoint");
+    let stats = state_cmd::rolling_stats(&RealFs, &layout, &restored).expect("statistics");
+    let mut ours: Vec<(String, String, [u64; 7])> = Vec::new();
+    for (name, windows) in stats {
+        for (_, s) in windows {
+            let bits = [s.count as f64, s.mean, s.stddev, s.min, s.max, s.rate, s.ewma].map(bits);
+            ours.push((name.sensor.to_string(), name.metric.to_string(), bits));
+        }
+    }
+    let theirs: Vec<_> = expected
+        .rolling
+        .iter()
+        .map(|s| {
+            let all = [s.count, s.mean, s.stddev, s.min, s.max, s.rate, s.ewma].map(bits);
+            (s.sensor.to_string(), s.metric.to_string(), all)
+        })
+        .collect();
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert_eq!(a, b, "seed {seed}: rolling statistics");
+    }
+    assert_eq!(ours.len(), theirs.len(), "seed {seed}: series with statistics");
+    Compared { journal, summary }
+}
+
+/// The bits of a number; all that is not a number is one thing.
+fn bits(x: f64) -> u64 {
+    if x.is_nan() { f64::NAN.to_bits() } else { x.to_bits() }
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let first: u64 = std::env::var("SG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let count: u64 = std::env::var("SG_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20);
+    first..first + count
+}
+
+#[test]
+fn the_oracle_agrees_on_random_inputs() {
+    let (mut alerts, mut duplicates, mut late, mut dead) = (0, 0, 0, 0);
+    for seed in seeds() {
+        println!("seed {seed} (SG_SEED={seed} SG_SEEDS=1 repeats it)");
+        let mut random = Rng::with_seed(seed);
+        let recipe = Recipe {
+            seed,
+            records: random.usize(500..4_000),
+            partitions: random.u32(1..7),
+            sensors: random.usize(1..25),
+            keyed: random.bool(),
+        };
+        let partitions = Arc::new(records(&recipe));
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data");
+        let text = settings(&data, random.usize(1..5), random.u64(1..40), &format!("{RULES}{SILENCE}"));
+        let summary = run(&text, &partitions, seed, random.usize(1..200), None);
+        let compared = compare(&text, &data, &partitions, summary, seed);
+        // The epoch log, run again on another number of workers, gives the same journal, byte for byte.
+        let again = folder.path().join("again");
+        let text = settings(&data, random.usize(1..5), 20, &format!("{RULES}{SILENCE}"));
+        run(&text, &partitions, seed + 1, random.usize(1..200), Some(&again));
+        assert_eq!(journal(&again), compared.journal, "seed {seed}: replay");
+        alerts += compared.journal.len();
+        duplicates += compared.summary.duplicates;
+        late += compared.summary.late;
+        dead += compared.summary.dead_letters;
+    }
+    assert!(alerts > 500 && duplicates > 500 && late > 50 && dead > 100, "{alerts} {duplicates} {late} {dead}");
+}
+
+#[test]
+fn a_stop_in_the_middle_changes_nothing() {
+    let mut alerts = 0;
+    for seed in seeds() {
+        println!("seed {seed} (SG_SEED={seed} SG_SEEDS=1 repeats it)");
+        let mut random = Rng::with_seed(seed ^ 0x5eed);
+        let recipe = Recipe { seed, records: 3_000, partitions: 4, sensors: 12, keyed: random.bool() };
+        let partitions = records(&recipe);
+        // What there is at the first stop, at the second, and in the end.
+        let part = |fraction: f64| -> Arc<Partitions> {
+            let cut = partitions.iter().map(|(key, log)| {
+                let keep = ((log.len() as f64 * fraction) as usize).max(1);
+                (*key, log[..keep].to_vec())
+            });
+            Arc::new(cut.collect())
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data");
+        let rules = format!("{RULES}{SILENCE}");
+        let mut last = None;
+        for fraction in [0.3, 0.7, 1.0] {
+            let text = settings(&data, random.usize(1..5), random.u64(1..40), &rules);
+            last = Some((run(&text, &part(fraction), seed, 100, None), text));
+        }
+        let (summary, text) = last.expect("three runs");
+        alerts += compare(&text, &data, &partitions, summary, seed).journal.len();
+    }
+    assert!(alerts > 500, "only {alerts} alerts");
+}
+
+#[test]
+fn keyed_alerts_depend_on_neither_epochs_nor_workers() {
+    let mut alerts = 0;
+    for seed in seeds() {
+        println!("seed {seed} (SG_SEED={seed} SG_SEEDS=1 repeats it)");
+        let recipe = Recipe { seed, records: 3_000, partitions: 5, sensors: 14, keyed: true };
+        let partitions = Arc::new(records(&recipe));
+        // R10, keyed: no rule with a deadline.
+        let rules = RULES.split("[rules.mean]").next().expect("rules on values");
+        let mut first: Option<Vec<String>> = None;
+        for (workers, tick, morsel) in [(1, 5, 1_000), (2, 20, 37), (4, 100, 200), (3, 1, 3)] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let data = folder.path().join("data");
+            run(&settings(&data, workers, tick, rules), &partitions, seed + workers as u64, morsel, None);
+            let canonical = oracle::canonical(&journal(&data));
+            match &first {
+                None => first = Some(canonical),
+                Some(first) => assert_eq!(first, &canonical, "seed {seed}: {workers} workers, {tick} ms"),
+            }
+        }
+        alerts += first.map_or(0, |f| f.len());
+    }
+    assert!(alerts > 500, "only {alerts} alerts");
+}
