@@ -9,6 +9,7 @@ use crate::cli::{CheckArgs, Global};
 use crate::config::{self, Config, KafkaSource, Loaded, Report, Resolved, SourceSettings};
 use crate::decode::Decoder;
 use crate::error::{Exit, Failure};
+use crate::seam::RealFs;
 use crate::sink::StartError;
 use crate::source::SourceError;
 use crate::source::kafka::{Asking, client_config};
@@ -120,9 +121,11 @@ impl Check {
             let failure = Failure::from(error);
             self.fail(failure.code, "server.listen", failure.message, "");
         }
-        if config.data_dir.exists() && !config.data_dir.is_dir() {
-            let message = format!("{} is not a directory", config.data_dir.display());
-            self.fail(Exit::Configuration, "data_dir", message, "name a directory that this user may write to");
+        let layout = crate::plan::Layout::new(config.data_dir.clone());
+        let state = crate::run::look_at_data_dir(&RealFs, &config.data_dir)
+            .and_then(|()| crate::plan::past(&RealFs, &layout).map(drop));
+        if let Err(failure) = state {
+            self.fail(failure.code, "data_dir", failure.message, "");
         }
     }
 

@@ -182,6 +182,11 @@ pub fn load(fs: &dyn Fs, checkpoint: &Path) -> Result<Restored> {
         "format {}, but this build reads {CHECKPOINT_VERSION}",
         manifest.version
     );
+    ensure!(
+        manifest.semantics == SEMANTICS_VERSION,
+        "its answers follow semantics version {}, this build follows {SEMANTICS_VERSION}",
+        manifest.semantics
+    );
     let verified = |entry: &FileEntry| -> Result<Vec<u8>> {
         let bytes = read(&entry.name)?;
         ensure!(

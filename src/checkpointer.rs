@@ -10,7 +10,8 @@ use crate::server::readiness::{Readiness, reason};
 use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use operators::Epoch;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread::JoinHandle;
@@ -66,6 +67,8 @@ impl Checkpointer {
     }
 
     fn run(&self, pieces: &Receiver<(Epoch, Piece)>, done: &Sender<()>) -> Result<()> {
+        // The newest epoch of old terms, which do not change any more.
+        let mut newest_of: BTreeMap<u64, Epoch> = BTreeMap::new();
         let mut gathering = Gathering::new(self.expected.clone());
         // A cut whose files are written, while those of other processes are not.
         let mut waiting: Option<(Epoch, u64)> = None;
@@ -100,7 +103,7 @@ impl Checkpointer {
                 (self.committed)(cut);
                 if self.cluster.0 == 0 {
                     checkpoint::prune(&*self.fs, &self.dir, self.keep)?;
-                    self.prune_logs()?;
+                    self.prune_logs(&mut newest_of);
                 }
                 tracing::debug!(cut, "checkpoint is complete");
                 if cut == Epoch::MAX {
@@ -129,15 +132,27 @@ impl Checkpointer {
     }
 
     /// Lets go of the logs of terms that no kept checkpoint needs and that are older than the retention.
-    fn prune_logs(&self) -> Result<()> {
-        let Some(logs) = &self.logs else { return Ok(()) };
-        let oldest_kept = checkpoint::list(&*self.fs, &self.dir)?.into_iter().find_map(|dir| {
-            dir.file_name()?.to_str()?.split_once('-').and_then(|(term, _)| term.parse::<u64>().ok())
-        });
+    /// A log that cannot be read or removed is left alone, and said: it is no reason to stop.
+    fn prune_logs(&self, newest_of: &mut BTreeMap<u64, Epoch>) {
+        if let Some(logs) = &self.logs
+            && let Err(error) = self.try_prune_logs(logs, newest_of)
+        {
+            tracing::warn!(error = %format!("{error:#}"), "old epoch logs are not removed");
+        }
+    }
+
+    fn try_prune_logs(&self, logs: &Path, newest_of: &mut BTreeMap<u64, Epoch>) -> Result<()> {
+        let oldest_kept = checkpoint::list(&*self.fs, &self.dir)?
+            .into_iter()
+            .find_map(|dir| dir.file_name()?.to_str()?.split_once('-').and_then(|(term, _)| term.parse::<u64>().ok()));
         let Some(oldest_kept) = oldest_kept else { return Ok(()) };
         let now = self.clock.wall_ms();
         for term in epoch_log::terms(&*self.fs, logs)?.into_iter().filter(|term| *term < oldest_kept) {
-            let newest = epoch_log::read_term(&*self.fs, logs, term)?.map_or(0, |log| log.newest);
+            let newest = match newest_of.get(&term) {
+                Some(newest) => *newest,
+                None => epoch_log::read_term(&*self.fs, logs, term)?.map_or(0, |log| log.newest),
+            };
+            newest_of.insert(term, newest);
             if newest + self.retention_ms < now {
                 self.fs.remove(&epoch_log::term_dir(logs, term))?;
                 tracing::info!(term, "epoch log of an old term removed");

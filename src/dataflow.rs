@@ -15,7 +15,9 @@ use crate::checkpoint::Restored;
 use crate::config::{Inventory, OnConflict, Pure, Resolved};
 use crate::dead_lane::DeadLetterLane;
 use crate::error::Failure;
-use crate::nodes::{Alerts, Clock, Common, JudgeNode, LedgerNode, OutboxNode, RollingNode, RulesNode, Totals, operator};
+use crate::nodes::{
+    Alerts, Clock, Common, JudgeNode, LedgerNode, OutboxNode, RollingNode, RulesNode, Totals, operator,
+};
 use crate::server::readiness::Readiness;
 use crate::sink::LaneHandle;
 use crate::source::node::{SourceWorker, source_node};
@@ -125,13 +127,17 @@ fn graph(
     let past = past.map_or(Ok(Totals::new()), |t| serde_json::from_value(t.clone())).map_err(|e| corrupt(&e))?;
 
     let judge = Judge::new(logic.judge.clone(), dictionary.clone());
-    let judge = JudgeNode::new(common.clone(), judge, clock.clone(), state(operator::JUDGE)).map_err(|e| corrupt(&e))?;
+    let judge =
+        JudgeNode::new(common.clone(), judge, clock.clone(), state(operator::JUDGE)).map_err(|e| corrupt(&e))?;
     let rolling = Rolling::new(resolved.windows.clone(), plan.clone(), dictionary.clone());
     let rolling = RollingNode::new(common.clone(), rolling, state(operator::ROLLING)).map_err(|e| corrupt(&e))?;
     let ruling = Rules::new(specs, logic.judge.allowed_lateness, plan, dictionary);
-    let ruling = RulesNode::new(common.clone(), ruling, &clock, state(operator::RULES)).map_err(|e| corrupt(&e))?;
-    let outbox =
-        OutboxNode::new(common.clone(), lanes, dead_letters, Site(inventory.clone()), alerts, last_values_ms);
+    let ruling = {
+        let keys = resolved.rules.iter().map(|rule| rule.spec.key.as_str());
+        RulesNode::new(common.clone(), ruling, keys, &clock, state(operator::RULES))
+    }
+    .map_err(|e| corrupt(&e))?;
+    let outbox = OutboxNode::new(common.clone(), lanes, dead_letters, Site(inventory.clone()), alerts, last_values_ms);
     let ledger = LedgerNode::new(common.clone(), readiness, past, totals);
 
     let (readings, read, controls, refused) =
@@ -148,7 +154,8 @@ fn graph(
     let (rows, alerts, _) = node(scope, "rules", inputs, cuts, ruling);
 
     let to_first = to_worker(|_: &Alert| 0);
-    let (firing, last, _) = node(scope, "outbox", ((rows, Pipeline), (alerts, to_first), (refused, Pipeline)), cuts, outbox);
+    let (firing, last, _) =
+        node(scope, "outbox", ((rows, Pipeline), (alerts, to_first), (refused, Pipeline)), cuts, outbox);
 
     let counts = read.concat(judgements);
     let inputs = ((counts, to_worker(|_| 0)), (none(scope), Pipeline), (none(scope), Pipeline));

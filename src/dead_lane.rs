@@ -98,7 +98,7 @@ fn write(
         match push {
             Push::Letter(epoch, refused) => {
                 let letter = letter(&names, epoch, refused);
-                match cuts.last_key_value() {
+                match cuts.first_key_value() {
                     Some((cut, _)) if epoch >= *cut => ahead.push((epoch, letter)),
                     _ => store.append(&letter)?,
                 }
@@ -106,6 +106,10 @@ fn write(
             Push::Cut(cut) => {
                 *cuts.entry(cut).or_default() += 1;
                 if cuts[&cut] == workers {
+                    let (below, above) = std::mem::take(&mut ahead).into_iter().partition(|(epoch, _)| *epoch < cut);
+                    ahead = above;
+                    let below: Vec<(Epoch, DeadLetter)> = below;
+                    below.iter().try_for_each(|(_, letter)| store.append(letter))?;
                     let position = store.sync()?;
                     let state = State { sink: NAME.to_owned(), process, position };
                     let _ = pieces.send((cut, Piece::Lane(serde_json::to_value(state)?)));

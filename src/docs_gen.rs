@@ -156,6 +156,8 @@ fn tidy(schema: &mut Value) {
             for (key, value) in fields.iter_mut() {
                 match value {
                     Value::String(text) if key == "description" => *text = text.replace('\n', " "),
+                    // Keys of a table, which may be called `format` or `type`, too.
+                    Value::Object(keys) if key == "properties" || key == "$defs" => keys.values_mut().for_each(tidy),
                     other => tidy(other),
                 }
             }
@@ -302,15 +304,18 @@ mod tests {
     fn every_key_stands_in_page_and_file() {
         let schema = Schema::new();
         let (page, file) = (reference::page(&schema), default_toml::text(&schema));
+        let raw = schemars::schema_for!(Config).to_value();
         let mut names = Vec::new();
-        let mut visit = vec![&schema.root];
+        let mut visit = vec![&raw];
         while let Some(value) = visit.pop() {
             match value {
                 Value::Object(fields) => {
+                    // Not the map of keys itself: a key may be called `properties`, too.
                     if let Some(Value::Object(properties)) = fields.get("properties") {
                         names.extend(properties.keys().cloned());
+                        visit.extend(properties.values());
                     }
-                    visit.extend(fields.values());
+                    visit.extend(fields.iter().filter(|(name, _)| *name != "properties").map(|(_, value)| value));
                 }
                 Value::Array(items) => visit.extend(items),
                 _ => {}

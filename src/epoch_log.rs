@@ -190,8 +190,9 @@ impl Fields<'_> {
     }
 }
 
-/// The frames of a segment. A last frame that is torn is as if it had not been written; any other damage is an error.
-pub fn read_segment(bytes: &[u8]) -> Result<Vec<Frame>> {
+/// The frames of a segment. In a log's last segment a last frame that is torn is as if it had not been written; any
+/// other damage is an error.
+pub fn read_segment(bytes: &[u8], last_segment: bool) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
     let mut at = 0;
     while let Some((head, rest)) = bytes[at..].split_first_chunk::<8>() {
@@ -205,6 +206,9 @@ pub fn read_segment(bytes: &[u8]) -> Result<Vec<Frame>> {
             None => bail!("frame at byte {at} is damaged (checksum), and more follows it"),
         }
         at += 8 + length;
+    }
+    if at < bytes.len() && !last_segment {
+        bail!("frame at byte {at} is cut off, and another segment follows");
     }
     Ok(frames)
 }
@@ -220,6 +224,8 @@ pub struct TermLog {
     pub committed: Option<Epoch>,
     /// The newest epoch that any line names, void or not.
     pub newest: Epoch,
+    /// A checkpoint holds everything below this epoch.
+    pub cut: Epoch,
     /// Ranges of committed epochs, by (source, topic), in order of epoch and partition.
     pub ranges: Vec<(Epoch, Range)>,
     /// Control lines of committed epochs, in order.
@@ -259,14 +265,15 @@ pub fn read_term(fs: &dyn Fs, logs: &Path, term: u64) -> Result<Option<TermLog>>
     let mut ranges = Vec::new();
     let mut controls = Vec::new();
     let mut newest = 0;
-    for path in fs.list(&term_dir(logs, term))? {
-        if path.extension().is_none_or(|e| e != "log") {
-            continue;
-        }
+    let mut segments = fs.list(&term_dir(logs, term))?;
+    segments.retain(|path| path.extension().is_some_and(|e| e == "log"));
+    let process = |path: &PathBuf| path.file_stem().map(|stem| Path::new(stem).with_extension(""));
+    for (n, path) in segments.iter().enumerate() {
+        let last = segments.get(n + 1).is_none_or(|next| process(next) != process(path));
         let frames = fs
-            .read(&path)
+            .read(path)
             .map_err(Into::into)
-            .and_then(|bytes| read_segment(&bytes))
+            .and_then(|bytes| read_segment(&bytes, last))
             .with_context(|| format!("epoch log {}", path.display()))?;
         for frame in frames {
             match frame {
@@ -299,7 +306,7 @@ pub fn read_term(fs: &dyn Fs, logs: &Path, term: u64) -> Result<Option<TermLog>>
     controls.retain(|(epoch, _)| committed.is_some_and(|end| *epoch <= end));
     ranges.sort_by_key(|(epoch, r)| (*epoch, r.stream, r.partition, r.next));
     controls.sort_unstable();
-    Ok(Some(TermLog { term, header, committed, newest, ranges, controls }))
+    Ok(Some(TermLog { term, header, committed, newest, cut: 0, ranges, controls }))
 }
 
 /// What "appended" means.
@@ -377,8 +384,8 @@ impl EpochLog {
     }
 
     /// With `durability = "disk"`: syncs whatever has been appended, many appends at once, until the log is closed.
-    /// Runs on a thread of its own; `wake` tells the workers.
-    pub fn sync_loop(&self, wake: &dyn Fn()) {
+    /// Runs on a thread of its own; workers look for themselves, on every tick.
+    pub fn sync_loop(&self) -> Result<(), String> {
         let mut state = self.lock();
         loop {
             let appended = self.appended.load(SeqCst);
@@ -386,12 +393,15 @@ impl EpochLog {
                 // The lock is held while syncing: appends wait, and the next sync takes them together.
                 match state.file.sync() {
                     Ok(()) => self.durable.store(appended, SeqCst),
-                    Err(error) => state.failed = Some(format!("sync: {error}")),
+                    Err(error) => {
+                        let why = format!("sync: {error}");
+                        state.failed = Some(why.clone());
+                        return Err(why);
+                    }
                 }
-                wake();
             }
-            if state.closed || state.failed.is_some() {
-                return;
+            if state.closed {
+                return Ok(());
             }
             if self.appended.load(SeqCst) == self.durable.load(SeqCst) {
                 state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -493,15 +503,19 @@ mod tests {
                 Some(*end)
             });
             let expected = whole.filter(|end| *end <= cut).count();
-            assert_eq!(read_segment(&bytes[..cut]).expect("a torn tail is no error").len(), expected, "cut at {cut}");
+            assert_eq!(
+                read_segment(&bytes[..cut], true).expect("a torn tail is no error").len(),
+                expected,
+                "cut at {cut}"
+            );
         }
         let last = frames[0].len() + frames[1].len();
         for at in 0..last * 8 {
             let mut flipped = bytes.clone();
             flipped[at / 8] ^= 1 << (at % 8);
             // A flipped length may make the rest look like one torn frame; it must never read as other frames.
-            if let Ok(read) = read_segment(&flipped) {
-                let good = read_segment(&bytes).expect("sound");
+            if let Ok(read) = read_segment(&flipped, true) {
+                let good = read_segment(&bytes, true).expect("sound");
                 assert!(read.len() < good.len() && read[..] == good[..read.len()], "bit {at}");
             }
         }

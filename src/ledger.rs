@@ -47,8 +47,7 @@ impl Counts {
     }
     /// Readings in, less all that became of them.
     pub fn readings_imbalance(&self) -> i64 {
-        let out =
-            self.accepted + self.duplicates + self.late + self.future + self.dead_lettered_values + self.nulls;
+        let out = self.accepted + self.duplicates + self.late + self.future + self.dead_lettered_values + self.nulls;
         self.readings as i64 - out as i64
     }
     /// Whether nothing was counted.

@@ -20,7 +20,7 @@ pub const EDGES: [f64; 15] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit that it was built from, where the build knew it.
-pub const REVISION: &str = match option_env!("STREAMGAUGE_REVISION") {
+pub const REVISION: &str = match option_env!("STREAMGAUGE_COMMIT") {
     Some(revision) => revision,
     None => "unknown",
 };
@@ -113,7 +113,6 @@ families! {
     epoch_log_commit_seconds: Histogram [] "Time to append an epoch to the epoch log, as durable as configured.";
     operator_state_bytes: IntGaugeVec ["operator"] "Memory held by an operator's state.";
     operator_state_keys: IntGaugeVec ["operator"] "Entries in an operator's state: identities, window entries, series.";
-    queue_batches: IntGaugeVec ["queue"] "Batches waiting in a bounded queue.";
     rule_series: IntGaugeVec ["rule"] "Series that a rule watches now.";
     alerts: IntGaugeVec ["rule", "severity", "state"] "Alerts now, by state: firing.";
     alert_changes_total: IntCounterVec ["rule", "severity", "state"] "Changes of alerts, by the state they changed to: firing, resolved.";

@@ -83,13 +83,30 @@ impl Common {
     fn save(&self, cut: Epoch, operator: &'static str, groups: GroupStates) {
         let _ = self.pieces.send((cut, Piece::State { operator, groups }));
     }
-    fn state(&self, operator: &str, bytes: usize, keys: u64) {
-        // A gauge per operator and process: each worker's part is added up by its own label.
-        self.metrics.operator_state_bytes.with_label_values(&[operator]).set(bytes as i64);
-        self.metrics.operator_state_keys.with_label_values(&[operator]).set(keys as i64);
-    }
     fn sources(&self) -> Vec<SourceMetrics> {
         self.streams.iter().map(|(source, _)| self.metrics.source(source)).collect()
+    }
+}
+
+/// An operator's size as Prometheus sees it: each worker adds what changed about its part, once a second.
+#[derive(Default)]
+struct Size {
+    next: Epoch,
+    bytes: i64,
+    keys: i64,
+}
+
+impl Size {
+    fn tell(&mut self, frontier: Epoch, metrics: &Metrics, operator: &str, size: impl FnOnce() -> (usize, u64)) {
+        if frontier < self.next {
+            return;
+        }
+        self.next = frontier + 1000;
+        let (bytes, keys) = size();
+        let (bytes, keys) = (bytes as i64, keys as i64);
+        metrics.operator_state_bytes.with_label_values(&[operator]).add(bytes - self.bytes);
+        metrics.operator_state_keys.with_label_values(&[operator]).add(keys - self.keys);
+        (self.bytes, self.keys) = (bytes, keys);
     }
 }
 
@@ -114,10 +131,9 @@ impl Clock {
     fn apply(&mut self, epoch: Epoch, control: Control) -> Option<bool> {
         let before = self.counted.counting();
         match control {
-            Control::Term { processes } => {
-                self.processes = processes;
-                self.hearing.clear();
-            }
+            // A term's processes are deaf when it begins: the end of the one before made them so, and one that hears
+            // already may have said so before process 0 had its first epoch.
+            Control::Term { processes } => self.processes = processes,
             Control::Deaf { process } => {
                 self.hearing.remove(&process);
             }
@@ -125,7 +141,7 @@ impl Clock {
                 self.hearing.insert(process);
             }
         }
-        let counting = self.processes > 0 && self.hearing.len() == self.processes as usize;
+        let counting = self.processes > 0 && (0..self.processes).all(|process| self.hearing.contains(&process));
         self.counted.set(epoch, counting);
         (counting != before).then_some(counting)
     }
@@ -148,6 +164,7 @@ pub struct JudgeNode {
     judge: Judge,
     clock: Clock,
     created: Vec<SeriesNo>,
+    size: Size,
     sources: Vec<SourceMetrics>,
     /// By partition: the readings of an epoch, in log order; buffers are kept from epoch to epoch.
     parts: BTreeMap<(Stream, u32), Vec<Reading>>,
@@ -166,7 +183,7 @@ impl JudgeNode {
             judge.load(group, bytes, &mut created)?;
         }
         let sources = common.sources();
-        Ok(Self { common, judge, clock, created, sources, parts: BTreeMap::new() })
+        Ok(Self { common, judge, clock, created, size: Size::default(), sources, parts: BTreeMap::new() })
     }
 
     fn met(&self, series: &[SeriesNo], epoch: Epoch, out: &mut Vec<Met>) {
@@ -177,12 +194,7 @@ impl JudgeNode {
         }));
     }
 
-    fn epoch(
-        &mut self,
-        epoch: Epoch,
-        arrived: Arrived<Reading, Control, ()>,
-        out: &mut Out<Passing, Tally, Met>,
-    ) {
+    fn epoch(&mut self, epoch: Epoch, arrived: Arrived<Reading, Control, ()>, out: &mut Out<Passing, Tally, Met>) {
         let mut passing = Passing { batch: Batch { epoch, ..Batch::default() }, ..Passing::default() };
         let mut controls = arrived.second;
         controls.sort_unstable();
@@ -305,7 +317,10 @@ impl Node for JudgeNode {
                 }
             }
             Step::Epoch(epoch, arrived) => self.epoch(epoch, arrived, out),
-            Step::Passed(_) => self.common.state(operator::JUDGE, self.judge.state_bytes(), self.judge.keys()),
+            Step::Passed(frontier) => {
+                let judge = &self.judge;
+                self.size.tell(frontier, &self.common.metrics, operator::JUDGE, || (judge.state_bytes(), judge.keys()));
+            }
             Step::End => {}
         }
     }
@@ -315,6 +330,7 @@ impl Node for JudgeNode {
 pub struct RollingNode {
     common: Common,
     rolling: Rolling,
+    size: Size,
 }
 
 impl RollingNode {
@@ -327,7 +343,7 @@ impl RollingNode {
         for (group, bytes) in groups {
             rolling.load(group, bytes)?;
         }
-        Ok(Self { common, rolling })
+        Ok(Self { common, rolling, size: Size::default() })
     }
 }
 
@@ -352,7 +368,12 @@ impl Node for RollingNode {
                     out.first.push(passing);
                 }
             }
-            Step::Passed(_) => self.common.state(operator::ROLLING, self.rolling.state_bytes(), self.rolling.keys()),
+            Step::Passed(frontier) => {
+                let rolling = &self.rolling;
+                self.size.tell(frontier, &self.common.metrics, operator::ROLLING, || {
+                    (rolling.state_bytes(), rolling.keys())
+                });
+            }
             Step::Second(_) | Step::End => {}
         }
     }
@@ -362,6 +383,9 @@ impl Node for RollingNode {
 pub struct RulesNode {
     common: Common,
     rules: Rules,
+    /// By number: how many series of this worker a rule watches.
+    watched: Vec<prometheus::IntGauge>,
+    size: Size,
     counted: CountedTime,
     transitions: Vec<Transition>,
 }
@@ -371,13 +395,16 @@ impl RulesNode {
     pub fn new<'a>(
         common: Common,
         mut rules: Rules,
+        keys: impl Iterator<Item = &'a str>,
         clock: &Clock,
         groups: impl Iterator<Item = (u16, &'a [u8])>,
     ) -> Result<Self, StateError> {
         for (group, bytes) in groups {
             rules.load(group, bytes)?;
         }
-        Ok(Self { common, rules, counted: clock.counted.clone(), transitions: Vec::new() })
+        let watched = keys.map(|key| common.metrics.rule_series.with_label_values(&[key])).collect();
+        let counted = clock.counted.clone();
+        Ok(Self { common, rules, watched, size: Size::default(), counted, transitions: Vec::new() })
     }
 
     fn hand_on(&mut self, out: &mut Vec<Alert>) {
@@ -414,6 +441,7 @@ impl Node for RulesNode {
                 let mut applies = arrived.second;
                 applies.sort_unstable();
                 for ((_, series, rule), _, diff) in applies {
+                    self.watched[rule as usize].add(diff as i64);
                     self.rules.apply(epoch, series, rule, diff > 0, &mut self.transitions);
                 }
                 for passing in arrived.first.into_iter().flatten() {
@@ -428,7 +456,10 @@ impl Node for RulesNode {
                 }
                 self.hand_on(&mut out.second);
             }
-            Step::Passed(_) => self.common.state(operator::RULES, self.rules.state_bytes(), self.rules.keys()),
+            Step::Passed(frontier) => {
+                let rules = &self.rules;
+                self.size.tell(frontier, &self.common.metrics, operator::RULES, || (rules.state_bytes(), rules.keys()));
+            }
             Step::End => {}
         }
     }
@@ -507,8 +538,7 @@ impl OutboxNode {
         alerts: Alerts,
         last_ms: Epoch,
     ) -> Self {
-        let last =
-            Last { interval: last_ms, next: 0, series: Vec::new(), shown: Vec::new(), changed: Vec::new() };
+        let last = Last { interval: last_ms, next: 0, series: Vec::new(), shown: Vec::new(), changed: Vec::new() };
         Self { common, lanes, dead_letters, site, alerts, names: Vec::new(), named: Vec::new(), last }
     }
 
@@ -615,7 +645,6 @@ impl Node for OutboxNode {
             }
             Step::Passed(frontier) => {
                 self.lanes.complete(self.common.local, frontier);
-                self.common.shared.full.store(self.lanes.full(), std::sync::atomic::Ordering::SeqCst);
                 if self.last.interval > 0 && frontier >= self.last.next && !self.last.changed.is_empty() {
                     self.last.next = (frontier / self.last.interval + 1) * self.last.interval;
                     self.last.flush(frontier - 1, &self.common, &mut out.second);
@@ -667,8 +696,19 @@ impl LedgerNode {
                 *broken = (broken.0 + off.0, broken.1 + off.1);
                 metrics.records_imbalance.set(broken.0);
                 metrics.readings_imbalance.set(broken.1);
-                tracing::error!(epoch, source, topic, partition, records = off.0, readings = off.1, "the ledger does not balance");
-                let problem = format!("{source} {topic}/{partition}: {} records, {} readings unaccounted for", broken.0, broken.1);
+                tracing::error!(
+                    epoch,
+                    source,
+                    topic,
+                    partition,
+                    records = off.0,
+                    readings = off.1,
+                    "the ledger does not balance"
+                );
+                let problem = format!(
+                    "{source} {topic}/{partition}: {} records, {} readings unaccounted for",
+                    broken.0, broken.1
+                );
                 self.readiness.set(reason::CONSERVATION, Some(problem));
             }
             *self.totals.entry(format!("{source}/{topic}/{partition}")).or_default() += counts;

@@ -42,6 +42,12 @@ impl Layout {
 pub struct Plan {
     /// This run; for a replay, the term whose end it reaches.
     pub term: u64,
+    /// What sinks are told, and files are named after.
+    pub lane_term: u64,
+    /// The newest term that has a directory.
+    pub newest_term: u64,
+    /// Positions of topics that are not configured now: kept for when they are again.
+    pub carried: Vec<Position>,
     /// The hash of the configuration in force.
     pub config: String,
     /// The checkpoint to go on from.
@@ -103,6 +109,7 @@ pub fn past(fs: &dyn Fs, layout: &Layout) -> Result<Past, Failure> {
             if cut == FOR_EVER {
                 continue;
             }
+            log.cut = cut;
             log.ranges.retain(|(epoch, _)| *epoch >= cut);
             log.controls.retain(|(epoch, _)| *epoch >= cut);
         }
@@ -131,11 +138,12 @@ pub fn script(terms: &[TermLog], streams: &[(String, String)]) -> Result<Vec<(Ep
             script.push((*epoch, Line::Range(range)));
         }
         script.extend(log.controls.iter().map(|(epoch, control)| (*epoch, Line::Control(*control))));
-        // The end of a term: what came after it was not heard.
-        let boundary = log.boundary();
-        script.extend(
-            (0..log.header.processes).map(|process| (boundary, Line::Control(Control::Deaf { process }))),
-        );
+        // The end of a term: what came after it was not heard. A term in which nothing was closed heard nothing.
+        if log.committed.is_none() {
+            continue;
+        }
+        let boundary = log.boundary().max(log.cut);
+        script.extend((0..log.header.processes).map(|process| (boundary, Line::Control(Control::Deaf { process }))));
     }
     // Ranges of one epoch keep their order; control lines go before them.
     script.sort_by_key(|(epoch, line)| (*epoch, matches!(line, Line::Range(_))));
@@ -149,6 +157,12 @@ pub fn positions(restored: &Restored, streams: &[(String, String)]) -> Vec<(Stre
         Some((stream as Stream, p.partition, p.next, p.time))
     };
     restored.positions().filter_map(place).collect()
+}
+
+/// The positions of a checkpoint that belong to no stream that is configured now.
+pub fn unknown_positions(restored: &Restored, streams: &[(String, String)]) -> Vec<Position> {
+    let known = |p: &&Position| streams.iter().any(|(s, t)| *s == p.source && *t == p.topic);
+    restored.positions().filter(|p| !known(p)).cloned().collect()
 }
 
 /// Writes checkpoint 0: nothing but where each partition begins, before the first record.

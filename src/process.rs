@@ -105,6 +105,26 @@ impl Hearing {
     }
 }
 
+/// The ends that partitions had after a generation of deafness began.
+#[derive(Default)]
+pub struct Ends(AtomicU64, Mutex<BTreeMap<(Stream, u32), i64>>);
+
+impl Ends {
+    /// The generation that they are of.
+    pub fn generation(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+    /// Asked for after this generation began.
+    pub fn publish(&self, generation: u64, ends: BTreeMap<(Stream, u32), i64>) {
+        *self.1.lock().unwrap_or_else(PoisonError::into_inner) = ends;
+        self.0.store(generation, SeqCst);
+    }
+    /// All of them.
+    pub fn get(&self) -> BTreeMap<(Stream, u32), i64> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Partitions as the watcher of the cluster last saw them: by stream, the first offset of each partition.
 #[derive(Default)]
 pub struct Discovered {
@@ -152,8 +172,8 @@ pub struct Shared {
     pub finished: AtomicUsize,
     /// See `finished`.
     pub last_epoch: AtomicU64,
-    /// Whether some lane has no room: sources wait.
-    pub full: AtomicBool,
+    /// Ends of partitions, asked for after the newest cause of deafness.
+    pub ends: Ends,
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
     /// The oldest epoch that is not complete, for metrics; -1 before the first.
@@ -172,7 +192,7 @@ impl Shared {
             committed: AtomicU64::new(0),
             finished: AtomicUsize::new(0),
             last_epoch: AtomicU64::new(0),
-            full: AtomicBool::new(false),
+            ends: Ends::default(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             frontier: AtomicI64::new(-1),

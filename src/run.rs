@@ -3,9 +3,9 @@
 use crate::checkpoint::{self, Expected, Restored};
 use crate::checkpointer::Checkpointer;
 use crate::config::{Config, Durability as DurabilitySetting, Loaded, Pure};
-use crate::dead_lane::{self, DeadLetterLane};
-use crate::dead_letters::{DeadLetters, Position as DeadPosition};
 use crate::dataflow::{self, Logic, Parts};
+use crate::dead_lane::{self, DeadLetterLane};
+use crate::dead_letters::{self, DeadLetters, Position as DeadPosition};
 use crate::decode::{DecodeLimits, Decoder};
 use crate::epoch_log::{self, Control, Durability, EpochLog, Header, LOG_VERSION};
 use crate::error::Failure;
@@ -239,7 +239,11 @@ impl World {
         let hash = self.run.pure.hash();
         let path = layout.configs.join(format!("{hash}.toml"));
         let written = self.run.fs.create_dir(&layout.configs).and_then(|()| {
-            if self.run.fs.exists(&path) { Ok(()) } else { replace(&*self.run.fs, &path, self.run.pure.text().as_bytes()) }
+            if self.run.fs.exists(&path) {
+                Ok(())
+            } else {
+                replace(&*self.run.fs, &path, self.run.pure.text().as_bytes())
+            }
         });
         written.map_err(|e| {
             Failure::configuration(format!("data_dir: {}: {e}; choose a folder this user may write to", path.display()))
@@ -247,22 +251,42 @@ impl World {
         Ok(hash)
     }
 
+    /// What can stop a start is asked before anything is written down: a run that cannot begin leaves nothing behind.
+    fn look_first(&self) -> Result<(), Failure> {
+        look_at_data_dir(&*self.run.fs, &self.run.config.data_dir)?;
+        for (stream, (source, _)) in (0..).zip(&self.run.pure.streams()) {
+            self.run.origin.partitions(stream).map_err(|error| cannot_start(source, error))?;
+        }
+        for (name, sink) in &self.run.config.sinks {
+            crate::sink::verify(sink, self.runtime.handle()).map_err(|error| {
+                let Failure { code, message } = start_failure(error);
+                Failure { code, message: format!("sinks.{name}: {message}") }
+            })?;
+        }
+        Ok(())
+    }
+
     /// Terms that ran with another configuration are replayed with it, by this process alone; then everything goes on
     /// from a checkpoint at their end.
     fn live(self: &Arc<Self>, listener: Option<std::net::TcpListener>) -> Result<Result3, Failure> {
+        self.look_first()?;
         let layout = Layout::new(self.run.config.data_dir.clone());
         let mut listener = listener;
         if self.run.options.process == 0 {
             let hash = self.record_config(&layout)?;
             loop {
                 let past = plan::past(&*self.run.fs, &layout)?;
-                let Some(old) = past.terms.first().map(|t| t.header.config.clone()).filter(|old| *old != hash) else {
+                let changed = past.terms.iter().any(|t| t.header.config != hash);
+                let Some(old) = past.terms.first().map(|t| t.header.config.clone()).filter(|_| changed) else {
                     let plan = self.plan_live(&layout, past, hash)?;
                     return self.stretch(layout, Some(plan), self.run.pure.clone(), listener.take())?.go();
                 };
                 tracing::info!(config = old, "what an earlier configuration began is finished with it first");
                 let pure = self.config_text(&layout, &old)?;
-                let plan = self.plan_replay(past, &old, &pure)?;
+                let mut plan = self.plan_replay(past, &old, &pure)?;
+                // Files of this stretch have a term of their own: nothing of the old one is written over.
+                plan.lane_term = plan.newest_term + 1;
+                self.make_term(&layout, plan.lane_term)?;
                 self.stretch(layout.clone(), Some(plan), pure, None)?.go()?;
             }
         }
@@ -304,15 +328,14 @@ impl World {
         terms.truncate(same);
         let streams = pure.streams();
         let term = terms.last().map_or(0, |t| t.term);
-        let positions = match (&past.restored, terms.first()) {
-            (Some(restored), _) => plan::positions(restored, &streams),
-            (None, Some(first)) => first.header.positions.iter().map(|(s, p, next)| (*s, *p, *next, None)).collect(),
-            (None, None) => Vec::new(),
-        };
+        let positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
         let script = plan::script(&terms, &streams)?;
-        let positions = with_new_partitions(positions, &script, &*self.run.origin)?;
+        let positions = with_new_partitions(from_headers(positions, &terms, &streams), &script, &*self.run.origin)?;
         Ok(Plan {
             term,
+            lane_term: term,
+            newest_term: past.newest_term,
+            carried: Vec::new(),
             config: config.to_owned(),
             checkpoint: past.restored.map(|r| r.dir),
             streams,
@@ -324,19 +347,26 @@ impl World {
         })
     }
 
+    /// The first to make a term's directory has the term.
+    fn make_term(&self, layout: &Layout, term: u64) -> Result<(), Failure> {
+        let fs = &self.run.fs;
+        let made =
+            fs.create_dir(&layout.logs).and_then(|()| fs.create_dir_new(&epoch_log::term_dir(&layout.logs, term)));
+        made.map_err(|e| Failure::state(format!("term {term}: {e}; does another streamgauge use this data_dir?")))
+    }
+
     /// A plan that reads again what is left, and goes on.
     fn plan_live(&self, layout: &Layout, past: plan::Past, config: String) -> Result<Plan, Failure> {
         let (fs, origin) = (&*self.run.fs, &*self.run.origin);
         let streams = self.run.pure.streams();
         let term = past.newest_term + 1;
-        let mut positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
+        let positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
+        let mut positions = from_headers(positions, &past.terms, &streams);
         let mut ends = BTreeMap::new();
         for (stream, (source, topic)) in (0..).zip(&streams) {
-            let cannot = |e: crate::source::SourceError| match e {
-                crate::source::SourceError::Unavailable(why) => Failure::unreachable(format!("sources.{source}: {why}")),
-                crate::source::SourceError::Fatal(why) => Failure::configuration(format!("sources.{source}: {why}")),
-            };
-            let known = past.restored.as_ref().is_some_and(|r| r.positions().any(|p| p.source == *source && p.topic == *topic));
+            let cannot = |error| cannot_start(source, error);
+            let known =
+                past.restored.as_ref().is_some_and(|r| r.positions().any(|p| p.source == *source && p.topic == *topic));
             for partition in 0..origin.partitions(stream).map_err(cannot)? {
                 let (low, high) = origin.watermarks(stream, partition).map_err(cannot)?;
                 ends.insert(format!("{stream}/{partition}"), high);
@@ -362,17 +392,18 @@ impl World {
                 }
             }
         }
-        let made = fs
-            .create_dir(&layout.logs)
-            .and_then(|()| fs.create_dir_new(&epoch_log::term_dir(&layout.logs, term)));
-        made.map_err(|e| Failure::state(format!("term {term}: {e}; does another streamgauge use this data_dir?")))?;
+        self.make_term(layout, term)?;
         if past.restored.is_none() {
             plan::write_first(fs, layout, term, &config, &streams, &positions)
                 .map_err(|e| Failure::state(format!("checkpoint 0: {e:#}")))?;
         }
         let script = plan::script(&past.terms, &streams)?;
+        let carried = past.restored.as_ref().map_or_else(Vec::new, |r| plan::unknown_positions(r, &streams));
         Ok(Plan {
             term,
+            lane_term: term,
+            newest_term: past.newest_term,
+            carried,
             config,
             checkpoint: past.restored.map(|r| r.dir),
             streams,
@@ -409,6 +440,24 @@ impl World {
     }
 }
 
+/// Where a partition that the checkpoint does not know stood when a later term began: the term's header says so.
+fn from_headers(
+    mut positions: Vec<(Stream, u32, i64, Option<i64>)>,
+    terms: &[epoch_log::TermLog],
+    streams: &[(String, String)],
+) -> Vec<(Stream, u32, i64, Option<i64>)> {
+    for log in terms {
+        for (number, partition, next) in &log.header.positions {
+            let name = log.header.streams.get(usize::from(*number));
+            let Some(stream) = name.and_then(|name| streams.iter().position(|s| s == name)) else { continue };
+            if !positions.iter().any(|(s, p, _, _)| (usize::from(*s), *p) == (stream, *partition)) {
+                positions.push((stream as Stream, *partition, *next, None));
+            }
+        }
+    }
+    positions
+}
+
 /// Partitions that appear in the script but not in the positions were new then: they begin at their first record.
 fn with_new_partitions(
     mut positions: Vec<(Stream, u32, i64, Option<i64>)>,
@@ -428,10 +477,7 @@ fn with_new_partitions(
 
 impl Stretch {
     fn go(self: Arc<Self>) -> Result<Result3, Failure> {
-        let config = timely::Config {
-            communication: self.communication()?,
-            worker: timely::WorkerConfig::default(),
-        };
+        let config = timely::Config { communication: self.communication()?, worker: timely::WorkerConfig::default() };
         let this = self.clone();
         let guards = timely::execute(config, move |worker| this.worker(worker))
             .map_err(|e| Failure::unreachable(format!("the other processes: {e}")))?;
@@ -493,6 +539,7 @@ impl Stretch {
             Ok(started) => started.clone(),
             Err(error) => return Err(error.clone()),
         };
+        let _guard = PanicGuard(started.shared.clone());
         let built = self.build(worker, &plan, &started, local);
         let (mut views, probe) = match built {
             Ok(built) => built,
@@ -507,7 +554,12 @@ impl Stretch {
             let _ = waker.activate();
         }));
         started.clients.attach(client);
-        let mut figures = Figures::new(&probe, local == 0, started.shared.clone(), self.world.metrics.clone());
+        let mut figures = Figures::new(
+            local == 0,
+            (self.world.run.config.epochs.tick.us() / 1000).max(1) as u64,
+            started.shared.clone(),
+            self.world.metrics.clone(),
+        );
         while worker.has_dataflows() {
             if started.shared.failed() {
                 leave(worker);
@@ -537,10 +589,8 @@ impl Stretch {
         let seen = got.clone();
         let (mut input, probe) = worker.dataflow::<u64, _, _>(|scope| {
             let (input, stream) = scope.new_input::<Vec<String>>();
-            let (probe, _) = stream
-                .broadcast()
-                .inspect(move |text: &String| *seen.borrow_mut() = Some(text.clone()))
-                .probe();
+            let (probe, _) =
+                stream.broadcast().inspect(move |text: &String| *seen.borrow_mut() = Some(text.clone())).probe();
             (input, probe)
         });
         if worker.index() == 0
@@ -563,7 +613,9 @@ impl Stretch {
         let fs = run.fs.clone();
         let state = |e: &dyn std::fmt::Display| Failure::state(e.to_string());
         if plan.config != self.pure.hash() {
-            return Err(Failure::configuration("the processes have different configurations; give all of them the same"));
+            return Err(Failure::configuration(
+                "the processes have different configurations; give all of them the same",
+            ));
         }
         let restored = match &plan.checkpoint {
             Some(dir) => Some(Arc::new(checkpoint::load(&*fs, dir).map_err(|e| state(&format!("{e:#}")))?)),
@@ -589,7 +641,10 @@ impl Stretch {
                 DurabilitySetting::Process => Durability::Process,
                 DurabilitySetting::Disk => Durability::Disk,
             };
-            Some(EpochLog::create(fs.clone(), &self.layout.logs, header, durability).map_err(|e| state(&format!("{e:#}")))?)
+            Some(
+                EpochLog::create(fs.clone(), &self.layout.logs, header, durability)
+                    .map_err(|e| state(&format!("{e:#}")))?,
+            )
         } else {
             None
         };
@@ -599,18 +654,34 @@ impl Stretch {
         let (lane_states, lane_cuts) = unbounded::<crate::sink::LaneState>();
 
         let lanes_of = |name: &str| {
-            restored.iter().flat_map(|r| &r.processes).flat_map(|(meta, _)| &meta.lanes).filter(|l| (l["sink"] == dead_lane::NAME) == (name == dead_lane::NAME)).cloned().collect::<Vec<_>>()
+            restored
+                .iter()
+                .flat_map(|r| &r.processes)
+                .flat_map(|(meta, _)| &meta.lanes)
+                .filter(|l| (l["sink"] == dead_lane::NAME) == (name == dead_lane::NAME))
+                .cloned()
+                .collect::<Vec<_>>()
         };
-        let dead_state = lanes_of(dead_lane::NAME)
-            .into_iter()
-            .filter_map(|l| serde_json::from_value::<dead_lane::State>(l).ok())
-            .find(|s| s.process == self.process);
+        let mut dead_state = None;
+        for lane in lanes_of(dead_lane::NAME) {
+            let lane: dead_lane::State =
+                serde_json::from_value(lane).map_err(|e| state(&format!("checkpoint: dead letters: {e}")))?;
+            if lane.process == self.process {
+                dead_state = Some(lane);
+            } else if self.process == 0 && lane.process >= self.processes {
+                // What a process that is no more wrote after the cut is written again, by others.
+                let dir = self.layout.data.join("dead-letters");
+                dead_letters::cut_back(&*fs, &dir, lane.process, lane.position)
+                    .map_err(|e| state(&format!("dead letters: {e}")))?;
+            }
+        }
+        let first_checkpoint = restored.as_ref().is_some_and(|r| r.manifest.cut == 0);
         let store = DeadLetters::open(
             fs.clone(),
             &self.layout.data.join("dead-letters"),
             self.process,
             // Checkpoint 0 holds no lanes: what was written after it is written again.
-            dead_state.map(|s| s.position).or(restored.as_ref().map(|_| DeadPosition::default())),
+            dead_state.map(|s| s.position).or_else(|| first_checkpoint.then(DeadPosition::default)),
             world.metrics.clone(),
         )
         .map_err(|e| state(&format!("dead letters: {e}")))?;
@@ -625,7 +696,7 @@ impl Stretch {
             fs: fs.clone(),
             clock: run.clock.clone(),
             dir: self.layout.data.join("lanes"),
-            term: plan.term,
+            term: plan.lane_term,
             process: self.process,
             processes: self.processes,
             workers: self.workers,
@@ -634,7 +705,10 @@ impl Stretch {
             labels: Arc::new(move |sensor: &str, label: &str| inventory.get(sensor)?.get(label).cloned()),
             shed: Arc::new(move |sink: &str, _| {
                 let _one_line_at_a_time = shed_to.lock().unwrap_or_else(PoisonError::into_inner);
-                tracing::error!(sink, "lane is full; by its setting when_full = \"dead_letter\" what it sheds is not delivered");
+                tracing::error!(
+                    sink,
+                    "lane is full; by its setting when_full = \"dead_letter\" what it sheds is not delivered"
+                );
             }),
         };
         let others = others.map_err(|e| state(&format!("checkpoint: lanes: {e}")))?;
@@ -678,7 +752,12 @@ impl Stretch {
         if let Some(log) = log
             && run.config.epochs.durability == DurabilitySetting::Disk
         {
-            threads.push(std::thread::spawn(move || log.sync_loop(&|| {})));
+            let shared = shared.clone();
+            threads.push(std::thread::spawn(move || {
+                if let Err(error) = log.sync_loop() {
+                    shared.fail(Failure::state(format!("epoch log: {error}; make room or give data_dir another disk")));
+                }
+            }));
         }
 
         let clients = Arc::new(ViewClients::new(self.workers));
@@ -753,8 +832,10 @@ impl Stretch {
                 term: plan.term,
             },
         };
-        let (_, shutdown) = tokio::sync::watch::channel(false);
+        // Held as long as the server runs: it ends with the runtime.
+        let (ends, shutdown) = tokio::sync::watch::channel(false);
         world.runtime.spawn(async move {
+            let _ends = ends;
             if let Err(error) = server::serve(listener, state, shutdown).await {
                 tracing::error!(%error, "the server ended");
             }
@@ -804,9 +885,30 @@ impl Stretch {
                     }
                     this.world.readiness.set_for(reason::SOURCE_DOWN, source, why);
                 }
+                let (Some(this), Some(shared)) = (this.upgrade(), shared.upgrade()) else { return };
+                this.look_at_ends(&shared, &known);
+                drop((this, shared));
                 std::thread::sleep(WATCH);
             }
         });
+    }
+
+    /// After something kept us from listening: the ends that the partitions have now, asked for after it began.
+    fn look_at_ends(&self, shared: &Shared, partitions: &BTreeMap<Stream, u32>) {
+        let generation = shared.hearing.generation();
+        if generation == shared.ends.generation() {
+            return;
+        }
+        let mut ends = BTreeMap::new();
+        for (stream, count) in partitions {
+            for partition in 0..*count {
+                match self.world.run.origin.watermarks(*stream, partition) {
+                    Ok((_, end)) => ends.insert((*stream, partition), end),
+                    Err(_) => return,
+                };
+            }
+        }
+        shared.ends.publish(generation, ends);
     }
 
     fn build(
@@ -853,6 +955,8 @@ impl Stretch {
             begin: if index == 0 { vec![Control::Term { processes: self.processes as u32 }] } else { Vec::new() },
             pieces: started.pieces.clone(),
             progress: run.options.progress.clone(),
+            lanes: started.lane_handle.clone(),
+            carried: if index == 0 { plan.carried.clone() } else { Vec::new() },
         };
         let parts = Parts {
             common,
@@ -884,7 +988,8 @@ impl Stretch {
         let mut undelivered = BTreeMap::new();
         if let Some(lanes) = &*started.lanes.read().unwrap_or_else(PoisonError::into_inner) {
             undelivered = lanes.drain(DRAIN).left;
-            if started.last_checkpoint.recv_timeout(DRAIN).is_err() {
+            // Another process may still be giving its sinks their time.
+            if started.last_checkpoint.recv_timeout(DRAIN + Duration::from_secs(15)).is_err() {
                 return Err(shared.take_failure().unwrap_or_else(|| {
                     Failure::state("the last checkpoint was not completed; the next run goes on from the one before")
                 }));
@@ -909,9 +1014,33 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How often the clusters are looked at.
 const WATCH: Duration = Duration::from_secs(2);
 
+/// A worker that panics takes the others with it: without it nothing would ever be complete again.
+struct PanicGuard(Arc<Shared>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Failure::state("a worker panicked; the next run goes on from the last checkpoint"));
+        }
+    }
+}
+
 fn leave(worker: &mut Worker) {
     for dataflow in worker.installed_dataflows() {
         worker.drop_dataflow(dataflow);
+    }
+}
+
+/// Whether state can be kept there; `check` asks the same.
+pub fn look_at_data_dir(fs: &dyn Fs, dir: &std::path::Path) -> Result<(), Failure> {
+    let looked = crate::sink::look_at_dir(fs, dir);
+    looked.map(drop).map_err(|error| Failure::configuration(format!("data_dir: {error}")))
+}
+
+fn cannot_start(source: &str, error: crate::source::SourceError) -> Failure {
+    match error {
+        crate::source::SourceError::Unavailable(why) => Failure::unreachable(format!("sources.{source}: {why}")),
+        crate::source::SourceError::Fatal(why) => Failure::configuration(format!("sources.{source}: {why}")),
     }
 }
 
@@ -958,14 +1087,15 @@ async fn stop_asked(signals: bool, after: Option<Duration>) {
 /// Epochs as Prometheus sees them, by the process' first worker.
 struct Figures {
     first: bool,
+    tick_ms: u64,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     frontier: Epoch,
 }
 
 impl Figures {
-    fn new(_probe: &Probe<Epoch>, first: bool, shared: Arc<Shared>, metrics: Arc<Metrics>) -> Self {
-        Self { first, shared, metrics, frontier: 0 }
+    fn new(first: bool, tick_ms: u64, shared: Arc<Shared>, metrics: Arc<Metrics>) -> Self {
+        Self { first, tick_ms, shared, metrics, frontier: 0 }
     }
 
     fn step(&mut self, frontier: Option<Epoch>) {
@@ -976,8 +1106,9 @@ impl Figures {
             self.metrics.epoch_duration_seconds.observe(now.saturating_sub(frontier) as f64 / 1000.0);
         }
         self.frontier = frontier;
+        let open = self.shared.epochs.tick(false);
+        self.metrics.epochs_in_flight.set((open.saturating_sub(frontier) / self.tick_ms) as i64);
         self.metrics.epoch_lag_seconds.set(now.saturating_sub(frontier) as f64 / 1000.0);
         self.shared.frontier.store(frontier as i64, SeqCst);
     }
 }
-

@@ -51,7 +51,8 @@ pub enum Command {
 pub fn run(args: &Args, data_dir: &Path) -> Result<(), Failure> {
     let layout = Layout::new(data_dir.to_owned());
     if !data_dir.exists() {
-        let what = format!("{} does not exist; name the folder with --data-dir, or the file with -c", data_dir.display());
+        let what =
+            format!("{} does not exist; name the folder with --data-dir, or the file with -c", data_dir.display());
         return Err(Failure::configuration(what));
     }
     let mut out = std::io::stdout().lock();

@@ -7,19 +7,19 @@ use crate::config::{Inventory, Resolved, ResolvedRule};
 use crate::nodes::{Applies, Met};
 use crate::server::views_api::{AlertCount, FiringAlert, LastValue, RuleSeries, ViewAnswer, ViewQuery};
 use differential_dataflow::AsCollection;
-use differential_dataflow::operators::arrange::arrangement::arrange_core;
 use differential_dataflow::operators::arrange::TraceAgent;
+use differential_dataflow::operators::arrange::arrangement::arrange_core;
+use differential_dataflow::trace::TraceReader;
 use differential_dataflow::trace::cursor::{Cursor, cursor_list};
 use differential_dataflow::trace::implementations::{ValBatcher, ValSpine};
-use differential_dataflow::trace::TraceReader;
 use operators::alert::Alert;
 use operators::{Epoch, SeriesNo};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
-use timely::dataflow::operators::{Exchange as _, ToStream};
 use timely::dataflow::operators::probe::{Handle as Probe, Probe as _};
+use timely::dataflow::operators::{Exchange as _, ToStream};
 use timely::dataflow::{Scope, StreamVec};
 use timely::progress::Antichain;
 
@@ -66,8 +66,7 @@ pub type Firing = (FiringKey, FiringVal);
 
 /// An alert that begins to fire.
 pub fn firing(alert: &Alert, site: &Site) -> Firing {
-    let key =
-        FiringKey { rule: alert.rule.clone(), site: site.of(&alert.sensor), severity: alert.severity.clone() };
+    let key = FiringKey { rule: alert.rule.clone(), site: site.of(&alert.sensor), severity: alert.severity.clone() };
     let val = FiringVal {
         alert: alert.id_hex(),
         sensor: alert.sensor.clone(),
@@ -111,7 +110,8 @@ pub fn applies<'s>(
     let by_metric = of(false).into_iter().to_stream(scope).as_collection();
     let of_all = of(true).into_iter().to_stream(scope).as_collection();
     let series = met.as_collection();
-    let everything = series.clone().map(|(metric, (worker, no, sensor))| (Arc::<str>::from(""), (metric, worker, no, sensor)));
+    let everything =
+        series.clone().map(|(metric, (worker, no, sensor))| (Arc::<str>::from(""), (metric, worker, no, sensor)));
     let named = series.join_map(by_metric, |_, (worker, no, sensor), rule| (*worker, *no, sensor.clone(), *rule));
     let every = everything.join_map(of_all, |_, (_, worker, no, sensor), rule| (*worker, *no, sensor.clone(), *rule));
     let (resolved, inventory) = (resolved.clone(), inventory.clone());

@@ -27,11 +27,7 @@ fn run(text: &str, partitions: &Arc<Partitions>, seed: u64, morsel: usize, repla
     let run = Run {
         pure: loaded.pure(),
         config: loaded.config,
-        options: RunOptions {
-            until_end: true,
-            replay_into: replay_into.map(Path::to_owned),
-            ..RunOptions::default()
-        },
+        options: RunOptions { until_end: true, replay_into: replay_into.map(Path::to_owned), ..RunOptions::default() },
         fs: Arc::new(RealFs),
         clock: Arc::new(RealClock::default()),
         origin: Arc::new(Memory { partitions: partitions.clone(), seed, morsel }),
@@ -79,7 +75,12 @@ fn compare(text: &str, data: &Path, partitions: &Partitions, summary: Summary, s
     if let Some(at) = differ {
         panic!("seed {seed}: line {at}\n  program {}\n  oracle  {}", journal[at], expected.journal[at]);
     }
-    assert_eq!(journal.len(), expected.journal.len(), "seed {seed}: {:?}", journal.get(expected.journal.len()).or(expected.journal.get(journal.len())));
+    assert_eq!(
+        journal.len(),
+        expected.journal.len(),
+        "seed {seed}: {:?}",
+        journal.get(expected.journal.len()).or(expected.journal.get(journal.len()))
+    );
     let counts = oracle::total(&expected.counts);
     assert_eq!(
         (summary.records, summary.accepted, summary.behind, summary.duplicates, summary.late, summary.future),

@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn an_alerts_identity_never_changes() {
         let firing = alert(1, "too-hot", "s-1", 1_700_000_000_000_000, 0, AlertState::Firing);
-        assert_eq!(firing.id_hex(), "PENDING");
+        assert_eq!(firing.id_hex(), "d8259a01e06fb2585c01631c17222827");
         let resolved = Alert { state: AlertState::Resolved, time: 9, value: Some(1.0), ..firing.clone() };
         assert_eq!(firing.id(), resolved.id());
         assert_ne!(firing.id(), Alert { ordinal: 1, ..firing.clone() }.id());

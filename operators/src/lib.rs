@@ -11,19 +11,21 @@
 //! by the series' number ([`dictionary`]), and saves and restores it bit for bit by key group ([`state`]). The exact
 //! rules are docs/semantics.md; `keyed` is the one file in timely's terms.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod reading;
 pub use reading::*;
 
-pub mod key_group;
-pub mod dictionary;
+pub mod alert;
 pub mod counted;
+pub mod dictionary;
 mod ids;
 pub mod judge;
+pub mod key_group;
+pub mod keyed;
 pub mod rolling;
 pub mod rules;
-pub mod alert;
 pub mod state;
-pub mod keyed;
 
 pub use alert::{Alert, AlertState, Transition};
 pub use counted::CountedTime;

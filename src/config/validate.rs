@@ -283,9 +283,10 @@ fn decode(path: &str, decode: &Decode, config: &Config, report: &mut Report) {
         scaling(&path, values.scale, values.offset, values.valid, report);
     }
     if let Some(zone) = &decode.zone
-        && jiff::tz::TimeZone::get(zone).is_err()
+        && jiff::tz::TimeZoneDatabase::bundled().get(zone).is_err()
     {
-        let zones: Vec<String> = jiff::tz::db().available().map(|zone| zone.to_string()).collect();
+        let zones: Vec<String> =
+            jiff::tz::TimeZoneDatabase::bundled().available().map(|zone| zone.to_string()).collect();
         let help = match hints::nearest(zone, zones.iter().map(String::as_str)) {
             Some(meant) => format!("did you mean \"{meant}\"?"),
             None => "write a name of the IANA database, such as \"Europe/Berlin\" or \"UTC\"".to_owned(),

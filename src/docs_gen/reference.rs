@@ -15,7 +15,8 @@ them, table by table; a rule's `when`, `of` and `match` are replaced whole. `con
 keys. `streamgauge check -c plant.toml` tells whether `run` would start; every mistake is told with its line, in one run.
 
 Flags go before the environment, the environment before files, files before defaults. The environment variables are
-`STREAMGAUGE_DATA_DIR`, `STREAMGAUGE_INVENTORY`, `STREAMGAUGE_LISTEN` and `STREAMGAUGE_WORKERS`.
+`STREAMGAUGE_DATA_DIR`, `STREAMGAUGE_INVENTORY`, `STREAMGAUGE_LISTEN` (`server.listen`), `STREAMGAUGE_WORKERS` and, for
+log lines, `STREAMGAUGE_LOG_LEVEL`.
 
 In every text `${NAME}` stands for an environment variable, `${NAME:-default}` for one with a default, `${file:PATH}` for
 a file's text without its last line end (relative to the configuration file), and `$${` for the characters themselves.
@@ -92,7 +93,8 @@ fn text<'a>(schema: &'a Value, key: &str) -> &'a str {
 }
 
 fn heading(page: &mut String, title: &str, about: &str) {
-    let _ = write!(page, "\n{title}\n\n");
+    let gap = if page.ends_with("\n\n") { "" } else { "\n" };
+    let _ = write!(page, "{gap}{title}\n\n");
     if !about.is_empty() {
         let _ = write!(page, "{about}\n\n");
     }

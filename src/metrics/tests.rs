@@ -25,7 +25,6 @@ fn filled() -> Arc<Metrics> {
     metrics.source_up.with_label_values(&["plant"]).set(1);
     metrics.operator_state_bytes.with_label_values(&["judge"]).set(1);
     metrics.operator_state_keys.with_label_values(&["judge"]).set(1);
-    metrics.queue_batches.with_label_values(&["journal"]).set(1);
     metrics.rule_series.with_label_values(&["too-hot"]).set(1);
     metrics.alerts.with_label_values(&["too-hot", "warning", "firing"]).set(1);
     metrics.alert_changes_total.with_label_values(&["too-hot", "warning", "firing"]).inc();

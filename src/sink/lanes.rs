@@ -388,8 +388,9 @@ impl Opening<'_> {
             connect.join().unwrap_or_else(|_| Err(StartError::Io("connecting panicked".into())))
         });
         let position = position.map_err(|error| error.within(name))?;
-        // Whatever follows from it (nothing, before the first push) is done when the driver starts.
-        lane.step(ctx.clock.monotonic_us(), Event::Connected(position), &mut Vec::new());
+        // What follows from it (the first write of what was restored) is done when the driver starts.
+        let mut actions = Vec::new();
+        lane.step(ctx.clock.monotonic_us(), Event::Connected(position), &mut actions);
 
         let (sender, receiver) = unbounded_channel();
         let port = Arc::new(Port::default());
@@ -408,7 +409,7 @@ impl Opening<'_> {
         self.starts.push(Box::new(move || {
             let run = move || {
                 let _guard = guard;
-                runtime.block_on(driver::drive(lane, sink, receiver, around));
+                runtime.block_on(driver::drive(lane, sink, receiver, around, actions));
             };
             let spawned = std::thread::Builder::new().name(thread).spawn(run);
             spawned.map_err(|error| StartError::Io(format!("cannot start a thread: {error}")))

@@ -124,7 +124,8 @@ impl RedisTimeseries {
     fn answer(&mut self, value: Value) -> Result<Answer, SinkError> {
         let Value::ServerError(error) = value else { return Ok(Answer::Set) };
         let text = error.details().unwrap_or_default();
-        if text.contains("key does not exist") {
+        // TS.MADD says the second one also of a key that is not there (module 1.12); TS.CREATE then tells them apart.
+        if text.contains("key does not exist") || text.contains("key is not a TSDB key") {
             Ok(Answer::NoSuchKey)
         } else if text.contains("older than retention") {
             Ok(Answer::TooOld)
@@ -181,8 +182,12 @@ impl RedisTimeseries {
                     Answer::Set => {}
                     Answer::TooOld => too_old += 1,
                     Answer::OtherPolicy => stubborn.push(*sample),
-                    // Taken away again at this moment: another try will make it anew.
-                    Answer::NoSuchKey => return Err(SinkError::Unavailable("a series vanished while written".into())),
+                    // Taken away again at this moment: another try will make it anew. Or something else lies there.
+                    Answer::NoSuchKey => {
+                        let SeriesName { sensor, metric } = sample.name;
+                        let why = format!("the key of {sensor}, {metric} holds no time series; choose another `key`");
+                        return Err(SinkError::Unavailable(why));
+                    }
                 }
             }
         }

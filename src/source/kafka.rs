@@ -286,9 +286,8 @@ impl BatchQueue {
     fn take(&mut self, limit: usize, mut each: impl FnMut(Message<'_>)) -> usize {
         let limit = limit.min(self.buffer.len());
         // SAFETY: the queue is alive and the buffer has room for `limit` pointers.
-        let taken = unsafe {
-            rdkafka_sys::rd_kafka_consume_batch_queue(self.queue, 0, self.buffer.as_mut_ptr(), limit)
-        };
+        let taken =
+            unsafe { rdkafka_sys::rd_kafka_consume_batch_queue(self.queue, 0, self.buffer.as_mut_ptr(), limit) };
         let taken = usize::try_from(taken).unwrap_or(0);
         for &message in &self.buffer[..taken] {
             // SAFETY: librdkafka handed us `taken` valid messages, ours until destroyed below. A topic's name is a

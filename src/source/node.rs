@@ -11,6 +11,7 @@ use crate::error::Failure;
 use crate::ledger::Counts;
 use crate::metrics::{Metrics, PartitionMetrics, ReadingCounts, SourceMetrics};
 use crate::process::Shared;
+use crate::sink::LaneHandle;
 use crossbeam_channel::Sender;
 use operators::keyed::Cuts;
 use operators::{Epoch, Reading, Stream};
@@ -91,6 +92,10 @@ pub struct SourceWorker {
     pub begin: Vec<Control>,
     /// To the checkpointer.
     pub pieces: Sender<(Epoch, Piece)>,
+    /// Whether lanes have room.
+    pub lanes: LaneHandle,
+    /// Positions of topics that are not configured now (worker 0).
+    pub carried: Vec<Position>,
     /// Told of every partition that moved: (stream, partition, next offset), once per epoch.
     pub progress: Option<Progress>,
 }
@@ -137,7 +142,10 @@ struct SourceNode {
     records_in_epoch: u64,
     /// Controls to send and write down when this epoch closes, at their epochs.
     controls: Vec<(Epoch, Control)>,
+    /// What this process last said of its hearing (its first worker).
     deaf: bool,
+    /// Whether lanes had no room at the last look.
+    paused: bool,
     heard_generation: u64,
     targets: Option<(u64, BTreeMap<(Stream, u32), i64>)>,
     late_ticks: u64,
@@ -185,21 +193,25 @@ pub fn source_node<'s>(
         let mut in_flight: VecDeque<(Epoch, usize)> = VecDeque::new();
         let mut under_way = 0;
         move |_| {
-            let (Some(node), false) = (node.as_mut(), shared.failed()) else {
-                capabilities = None;
-                undurable.clear();
-                return;
-            };
+            // After a failure nothing is let go of: a capability dropped would say that its epoch is complete, and other
+            // processes would act on what was never written down.
+            let (Some(node), false) = (node.as_mut(), shared.failed()) else { return };
             if let Some(log) = &shared.log {
                 while undurable.front().is_some_and(|(append, _)| log.is_durable(*append)) {
                     undurable.pop_front();
                 }
             }
-            let Some(held) = capabilities.as_mut() else { return };
+            let Some(held) = capabilities.as_mut() else {
+                if !undurable.is_empty() {
+                    // The end counts when it is durable; until then its capabilities stay.
+                    activator.activate_after(PAUSE);
+                }
+                return;
+            };
             while in_flight.front().is_some_and(|(epoch, _)| !probe.less_equal(epoch)) {
                 under_way -= in_flight.pop_front().map_or(0, |(_, n)| n);
             }
-            let room = under_way < IN_FLIGHT && !shared.full.load(SeqCst);
+            let room = under_way < IN_FLIGHT && !node.settings.lanes.full();
             let turn = match node.turn(room) {
                 Ok(turn) => turn,
                 Err(failure) => {
@@ -241,6 +253,7 @@ pub fn source_node<'s>(
                     Some(next) => held.iter_mut().for_each(|c| c.downgrade(&next)),
                     None => {
                         capabilities = None;
+                        activator.activate_after(PAUSE);
                         return;
                     }
                 }
@@ -317,6 +330,7 @@ impl SourceNode {
             records_in_epoch: 0,
             controls: Vec::new(),
             deaf: true,
+            paused: false,
             heard_generation: 0,
             targets,
             late_ticks: shared.epochs.late_ticks(),
@@ -370,6 +384,11 @@ impl SourceNode {
         };
         let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
         if epoch > self.epoch {
+            // Only between epochs: what waits inside one could never be complete.
+            if !room {
+                turn.again = Again::After(PAUSE);
+                return Ok(turn);
+            }
             let tallies = self.tallies(false);
             self.epoch = epoch;
             turn.closed = Some(Closed { tallies, controls: Vec::new(), append: None, next: Some(epoch) });
@@ -382,7 +401,6 @@ impl SourceNode {
                     Closed { tallies: Vec::new(), controls: vec![(epoch, control)], append: None, next: Some(epoch) };
                 turn.closed = Some(closed);
             }
-            Line::Range(_) if !room => turn.again = Again::After(PAUSE),
             Line::Range(range) if self.early.holds(&range).map_err(|e| Failure::source(&e))? => {
                 self.settings.script.pop_front();
                 let mut early = std::mem::take(&mut self.early);
@@ -418,17 +436,22 @@ impl SourceNode {
             }
             return Ok(turn);
         }
-        if self.shared.full.load(SeqCst) && !self.deaf {
+        let full = self.settings.lanes.full();
+        if full && !self.paused {
             // A pause by back-pressure: what did not arrive says nothing.
             self.shared.hearing.deafen();
-            self.deaf = true;
         }
+        self.paused = full;
         if !room {
             turn.again = Again::After(PAUSE);
             return Ok(turn);
         }
         let mut early = std::mem::take(&mut self.early);
-        let mut taken = early.take_all(&mut |record| self.take(record));
+        let mut taken = early.take_rest(BATCH, &mut |record| self.take(record));
+        self.early = early;
+        if taken == BATCH {
+            return Ok(turn);
+        }
         let mut source = std::mem::replace(&mut self.source, Box::new(super::NoSource));
         let polled = source.poll(BATCH, &mut |record| self.take(record));
         self.source = source;
@@ -454,7 +477,8 @@ impl SourceNode {
     }
 
     fn reached(&self, key: (Stream, u32), partition: &Partition, end: i64) -> bool {
-        partition.next >= end || self.source.reached_end(key.0, key.1).is_some_and(|reached| reached >= end)
+        let met = || self.source.reached_end(key.0, key.1).is_some_and(|reached| reached >= end);
+        partition.next >= end || (self.early.has_none(key.0, key.1) && met())
     }
 
     /// The clean end: closes for ever. The process' first worker goes last, and says that we are deaf from then on.
@@ -463,6 +487,15 @@ impl SourceNode {
         let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::After(PAUSE) };
         self.shared.last_epoch.fetch_max(self.epoch, SeqCst);
         if first && self.shared.finished.load(SeqCst) + 1 < self.settings.locals {
+            // Meanwhile it closes empty epochs, or nothing that the others send could be complete.
+            let open = self.shared.epochs.tick(false);
+            if open > self.epoch {
+                turn.closed = Some(self.close(open - 1, Some(open))?);
+                self.epoch = open;
+                if let Some(cut) = self.settings.cuts.reached(open) {
+                    self.save(cut);
+                }
+            }
             return Ok(turn);
         }
         if first {
@@ -548,16 +581,16 @@ impl SourceNode {
         }
         self.late_ticks = late;
         let generation = self.shared.hearing.generation();
-        if self.targets.as_ref().map_or(self.heard_generation, |(g, _)| *g) < generation {
-            let ends = self.partitions.iter().map(|(key, p)| {
-                let end = self.source.end(key.0, key.1).unwrap_or(p.next);
-                (*key, end)
-            });
-            self.targets = Some((generation, ends.collect()));
+        let aimed = self.targets.as_ref().map_or(self.heard_generation, |(g, _)| *g);
+        // The ends must have been asked for after the cause: those that the source knows may be from before it.
+        if aimed < generation && self.shared.ends.generation() == generation {
+            let mut ends = self.shared.ends.get();
+            ends.retain(|key, _| self.partitions.contains_key(key));
+            self.targets = Some((generation, ends));
         }
         if let Some((generation, targets)) = &self.targets
             && self.source.up()
-            && !self.shared.full.load(SeqCst)
+            && !self.settings.lanes.full()
             && targets.iter().all(|(key, end)| self.partitions.get(key).is_none_or(|p| self.reached(*key, p, *end)))
         {
             self.heard_generation = *generation;
@@ -600,7 +633,8 @@ impl SourceNode {
             let (source, topic) = self.settings.streams[usize::from(*stream)].clone();
             Position { source, topic, partition: *partition, next: p.next, time: p.time }
         });
-        let _ = self.settings.pieces.send((cut, Piece::Positions(positions.collect())));
+        let positions = positions.chain(self.settings.carried.iter().cloned()).collect();
+        let _ = self.settings.pieces.send((cut, Piece::Positions(positions)));
         let next = self.partitions.iter().map(|((stream, partition), p)| (*stream, *partition, p.next)).collect();
         self.commits.push_back((cut, next));
     }

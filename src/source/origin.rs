@@ -45,10 +45,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl KafkaOrigin {
     /// For the configured sources; `streams` are (source, topic), in the order that numbers them.
-    pub fn new(
-        settings: &BTreeMap<String, SourceSettings>,
-        streams: &[(String, String)],
-    ) -> Result<Self, SourceError> {
+    pub fn new(settings: &BTreeMap<String, SourceSettings>, streams: &[(String, String)]) -> Result<Self, SourceError> {
         let mut sources = Vec::new();
         let mut by_stream = BTreeMap::new();
         for (name, SourceSettings::Kafka(settings)) in settings {

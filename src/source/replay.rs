@@ -72,16 +72,22 @@ impl EarlyRecords {
         }
     }
 
-    /// Takes everything that is left: after the replay it is simply what comes next.
-    pub fn take_all(&mut self, each: &mut dyn FnMut(Record<'_>)) -> usize {
+    /// Takes what is left, `limit` at most: after the replay it is simply what comes next.
+    pub fn take_rest(&mut self, limit: usize, each: &mut dyn FnMut(Record<'_>)) -> usize {
         let mut taken = 0;
-        for ((stream, partition), records) in std::mem::take(&mut self.partitions) {
-            taken += records.len();
-            for Early { offset, timestamp, payload } in records {
-                each(Record { stream, partition, offset, timestamp, payload: payload.as_deref() });
-            }
+        self.partitions.retain(|_, records| !records.is_empty());
+        let keys: Vec<(Stream, u32)> = self.partitions.keys().copied().collect();
+        for (stream, partition) in keys {
+            let count = self.partitions.get(&(stream, partition)).map_or(0, VecDeque::len).min(limit - taken);
+            self.take(stream, partition, count, each);
+            taken += count;
         }
         taken
+    }
+
+    /// Whether nothing of a partition waits here.
+    pub fn has_none(&self, stream: Stream, partition: u32) -> bool {
+        self.partitions.get(&(stream, partition)).is_none_or(VecDeque::is_empty)
     }
 }
 

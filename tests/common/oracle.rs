@@ -1,7 +1,9 @@
 //! From what the program writes down to what the oracle reads.
 
 use oracle::Line;
-use oracle::config::{Condition, Config, Decode, Dedup, NullPolicy, OnConflict, Rule, Selector, Shape, SourceConfig, Stat, Window};
+use oracle::config::{
+    Condition, Config, Decode, Dedup, NullPolicy, OnConflict, Rule, Selector, Shape, SourceConfig, Stat, Window,
+};
 use std::path::Path;
 use streamgauge::config::{self, Pure, Resolved};
 use streamgauge::plan::Layout;
@@ -36,7 +38,10 @@ pub fn config(pure: &Pure) -> Config {
             version: rule.spec.version.clone(),
             severity: rule.spec.severity.clone(),
             metric,
-            selector: matches.iter().map(|(label, p)| Selector { label: label.clone(), patterns: p.0.clone() }).collect(),
+            selector: matches
+                .iter()
+                .map(|(label, p)| Selector { label: label.clone(), patterns: p.0.clone() })
+                .collect(),
             condition,
         }
     };

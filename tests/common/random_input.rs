@@ -72,7 +72,8 @@ pub fn records(recipe: &Recipe) -> Partitions {
     let mut random = Rng::with_seed(recipe.seed);
     let start_us: i64 = 1_700_000_000_000_000;
     let mut partitions: Partitions = (0..recipe.partitions).map(|p| ((0, p), Vec::new())).collect();
-    let mut level: Vec<[f64; 2]> = (0..recipe.sensors).map(|_| [random.f64() * 20.0 + 12.0, random.f64() * 40.0 + 25.0]).collect();
+    let mut level: Vec<[f64; 2]> =
+        (0..recipe.sensors).map(|_| [random.f64() * 20.0 + 12.0, random.f64() * 40.0 + 25.0]).collect();
     let mut sent: Vec<(u32, Vec<u8>)> = Vec::new();
     let mut now_us = start_us;
     for n in 0..recipe.records {
@@ -94,28 +95,43 @@ pub fn records(recipe: &Recipe) -> Partitions {
         if random.u32(0..40) == 0 {
             value += random.f64() * 20.0 - 10.0;
         }
-        let mut partition = if recipe.keyed { sensor as u32 % recipe.partitions } else { random.u32(0..recipe.partitions) };
-        let mut payload = format!(
-            r#"{{"id":"r-{n}","sensor":"s-{sensor}","type":"{metric}","value":{value},"time":{time}}}"#
-        )
-        .into_bytes();
+        let mut partition =
+            if recipe.keyed { sensor as u32 % recipe.partitions } else { random.u32(0..recipe.partitions) };
+        let mut payload =
+            format!(r#"{{"id":"r-{n}","sensor":"s-{sensor}","type":"{metric}","value":{value},"time":{time}}}"#)
+                .into_bytes();
         match random.u32(0..100) {
-            0..8 if !sent.is_empty() => (partition, payload) = sent[sent.len() - 1 - random.usize(0..sent.len().min(300))].clone(),
+            0..8 if !sent.is_empty() => {
+                (partition, payload) = sent[sent.len() - 1 - random.usize(0..sent.len().min(300))].clone()
+            }
             8 => payload.truncate(random.usize(0..payload.len())),
             9 => payload = payload.iter().map(|b| if *b == b':' { b';' } else { *b }).collect(),
             // The same id, another value.
             10 if n > 50 => {
-                let text = format!(r#"{{"id":"r-{}","sensor":"s-{sensor}","type":"{metric}","value":{value},"time":{time}}}"#, n - random.usize(1..50));
+                let text = format!(
+                    r#"{{"id":"r-{}","sensor":"s-{sensor}","type":"{metric}","value":{value},"time":{time}}}"#,
+                    n - random.usize(1..50)
+                );
                 payload = text.into_bytes();
             }
-            11 => payload = format!(r#"{{"id":"r-{n}","sensor":"s-{sensor}","type":"{metric}","value":null,"time":{time}}}"#).into_bytes(),
-            12 => payload = format!(r#"{{"id":"r-{n}","sensor":"s-{sensor}","type":"{metric}","value":"ERR","time":{time}}}"#).into_bytes(),
+            11 => {
+                payload =
+                    format!(r#"{{"id":"r-{n}","sensor":"s-{sensor}","type":"{metric}","value":null,"time":{time}}}"#)
+                        .into_bytes()
+            }
+            12 => {
+                payload =
+                    format!(r#"{{"id":"r-{n}","sensor":"s-{sensor}","type":"{metric}","value":"ERR","time":{time}}}"#)
+                        .into_bytes()
+            }
             _ => {}
         }
         sent.push((partition, payload.clone()));
         let log = partitions.entry((0, partition)).or_default();
         // Gaps in offsets are normal.
-        let offset = log.last().map_or(random.i64(0..5), |r: &MemoryRecord| r.offset + if random.u32(0..30) == 0 { 3 } else { 1 });
+        let offset = log
+            .last()
+            .map_or(random.i64(0..5), |r: &MemoryRecord| r.offset + if random.u32(0..30) == 0 { 3 } else { 1 });
         let payload = (random.u32(0..200) > 0).then_some(payload);
         let timestamp = Some(now_us / 1000 + random.i64(0..50));
         log.push(MemoryRecord { offset, timestamp, payload });

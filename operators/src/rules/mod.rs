@@ -164,11 +164,12 @@ impl Rules {
     fn begin(&mut self, epoch: Epoch, series: SeriesNo, number: u32, out: &mut Vec<Transition>) {
         let rule = self.rules[number as usize].clone();
         let before = self.stood(series, &rule);
-        let mut kept = false;
+        let mut running = false;
         let life = match before {
             None => Life::default(),
             Some(before) if before.rule.version == rule.version => {
-                kept = true;
+                // A restored deadline was running; that of a rule which comes back may long have passed.
+                running = before.restored;
                 before.life
             }
             Some(before) if before.restored => {
@@ -185,7 +186,7 @@ impl Rules {
         line.slots.insert(place, Slot { rule: number, life });
         self.pairs += 1;
         match deadline {
-            Some(after) if line.clock != NEVER && kept => {
+            Some(after) if line.clock != NEVER && running => {
                 let target = target(line.moved, after);
                 self.queue(series, target);
             }

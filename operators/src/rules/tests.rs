@@ -191,6 +191,17 @@ fn a_silence_rule_that_comes_late_is_looked_at_on_the_next_second() {
 }
 
 #[test]
+fn a_silence_rule_that_comes_back_is_not_looked_at_on_a_second_that_has_passed() {
+    let mut bench = Bench::applied(vec![spec("m", "1", missing(4 * S))]);
+    bench.at(0, 0, 1.0).at(5000, 0, 1.0);
+    bench.apply(5500, 0, false);
+    bench.until(11_000);
+    bench.take();
+    bench.apply(11_000, 0, true);
+    assert_eq!(bench.rules.second_due(&bench.counted), Some(12_000));
+}
+
+#[test]
 fn forgetting_keeps_what_fires_and_lets_go_of_what_is_pending() {
     let mut bench = Bench::applied(vec![spec("f", "1", threshold(5.0, 10)), spec("v", "1", threshold(5.0, 0))]);
     bench.at(500, 0, 9.0);
