@@ -70,6 +70,7 @@ pub enum SummaryFormat {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, and it is moved once")]
 pub enum Command {
     /// Everything in this process, nothing installed: simulated sensors, alerts as they happen
     Demo(crate::demo::Args),

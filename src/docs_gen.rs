@@ -270,7 +270,7 @@ mod tests {
             if path.extension().is_none_or(|extension| extension != "toml") {
                 continue;
             }
-            let report = match load(&[path.clone()], &env, &Overrides::default()) {
+            let report = match load(std::slice::from_ref(&path), &env, &Overrides::default()) {
                 Ok(loaded) => loaded.report,
                 Err(report) => *report,
             };

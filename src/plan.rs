@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// Where a partition is read from: stream, partition, next offset, T of R4.
+pub type Start = (Stream, u32, i64, Option<i64>);
+
 /// Where a run's files lie.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Layout {
@@ -61,7 +64,7 @@ pub struct Plan {
     /// The newest epoch that any log names: new ones lie above.
     pub floor: Epoch,
     /// Where to read on: (stream, partition, next offset, T).
-    pub positions: Vec<(Stream, u32, i64, Option<i64>)>,
+    pub positions: Vec<Start>,
     /// The end of each partition now.
     pub ends: BTreeMap<String, i64>,
 }
@@ -151,7 +154,7 @@ pub fn script(terms: &[TermLog], streams: &[(String, String)]) -> Result<Vec<(Ep
 }
 
 /// Where to read on after a checkpoint: (stream, partition, next offset, T) of the streams that are configured now.
-pub fn positions(restored: &Restored, streams: &[(String, String)]) -> Vec<(Stream, u32, i64, Option<i64>)> {
+pub fn positions(restored: &Restored, streams: &[(String, String)]) -> Vec<Start> {
     let place = |p: &Position| {
         let stream = streams.iter().position(|(s, t)| *s == p.source && *t == p.topic)?;
         Some((stream as Stream, p.partition, p.next, p.time))
@@ -172,7 +175,7 @@ pub fn write_first(
     term: u64,
     config: &str,
     streams: &[(String, String)],
-    positions: &[(Stream, u32, i64, Option<i64>)],
+    positions: &[Start],
 ) -> anyhow::Result<()> {
     let positions = positions.iter().map(|(stream, partition, next, time)| {
         let (source, topic) = streams[usize::from(*stream)].clone();

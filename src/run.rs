@@ -168,7 +168,7 @@ fn summary(totals: &Totals, alerts: u64) -> Summary {
         future: sum.future,
         dead_letters: sum.dead_lettered + sum.dead_lettered_values,
         alerts,
-        imbalance: sum.records_imbalance().abs() + sum.readings_imbalance().abs(),
+        imbalance: totals.values().map(|c| c.records_imbalance().abs() + c.readings_imbalance().abs()).sum(),
         ..Summary::default()
     }
 }
@@ -179,7 +179,11 @@ fn usage() -> (f64, f64) {
     use nix::sys::time::TimeValLike;
     getrusage(UsageWho::RUSAGE_SELF).map_or((0.0, 0.0), |usage| {
         let cpu = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-        (cpu as f64 / 1e6, usage.max_rss() as f64 / 1024.0)
+        // ru_maxrss would begin with what the parent held when it forked.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let peak =
+            status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+        (cpu as f64 / 1e6, peak.unwrap_or(usage.max_rss() as f64) / 1024.0)
     })
 }
 
@@ -387,7 +391,7 @@ impl World {
                     }
                     Some(_) => {}
                     // "Start at the end" is resolved once; a partition that is new since is read from its beginning.
-                    None if !known && origin.from_end(stream) => positions.push((stream, partition, high, None)),
+                    None if !known && origin.begins_at_end(stream) => positions.push((stream, partition, high, None)),
                     None => positions.push((stream, partition, low, None)),
                 }
             }
@@ -442,10 +446,10 @@ impl World {
 
 /// Where a partition that the checkpoint does not know stood when a later term began: the term's header says so.
 fn from_headers(
-    mut positions: Vec<(Stream, u32, i64, Option<i64>)>,
+    mut positions: Vec<plan::Start>,
     terms: &[epoch_log::TermLog],
     streams: &[(String, String)],
-) -> Vec<(Stream, u32, i64, Option<i64>)> {
+) -> Vec<plan::Start> {
     for log in terms {
         for (number, partition, next) in &log.header.positions {
             let name = log.header.streams.get(usize::from(*number));
@@ -460,10 +464,10 @@ fn from_headers(
 
 /// Partitions that appear in the script but not in the positions were new then: they begin at their first record.
 fn with_new_partitions(
-    mut positions: Vec<(Stream, u32, i64, Option<i64>)>,
+    mut positions: Vec<plan::Start>,
     script: &[(Epoch, Line)],
     origin: &dyn Origin,
-) -> Result<Vec<(Stream, u32, i64, Option<i64>)>, Failure> {
+) -> Result<Vec<plan::Start>, Failure> {
     for (_, line) in script {
         if let Line::Range(range) = line
             && !positions.iter().any(|(s, p, _, _)| (*s, *p) == (range.stream, range.partition))
@@ -691,7 +695,7 @@ impl Stretch {
         let others: Result<Vec<crate::sink::LaneState>, _> =
             lanes_of("").into_iter().map(serde_json::from_value).collect();
         let inventory = self.pure.inventory.clone();
-        let shed_to = Mutex::new(());
+        let shed_to = (fs.clone(), self.layout.data.join("shed"), Mutex::new(()));
         let context = LaneContext {
             fs: fs.clone(),
             clock: run.clock.clone(),
@@ -703,12 +707,12 @@ impl Stretch {
             metrics: world.metrics.clone(),
             cuts: lane_states,
             labels: Arc::new(move |sensor: &str, label: &str| inventory.get(sensor)?.get(label).cloned()),
-            shed: Arc::new(move |sink: &str, _| {
-                let _one_line_at_a_time = shed_to.lock().unwrap_or_else(PoisonError::into_inner);
-                tracing::error!(
-                    sink,
-                    "lane is full; by its setting when_full = \"dead_letter\" what it sheds is not delivered"
-                );
+            shed: Arc::new(move |sink: &str, shed: crate::sink::Shed| {
+                let (fs, dir, one_at_a_time) = &shed_to;
+                let _guard = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = set_aside(&**fs, dir, sink, &shed) {
+                    tracing::error!(sink, %error, "what a full lane shed cannot be written down, and is lost");
+                }
             }),
         };
         let others = others.map_err(|e| state(&format!("checkpoint: lanes: {e}")))?;
@@ -1023,6 +1027,36 @@ impl Drop for PanicGuard {
             self.0.fail(Failure::state("a worker panicked; the next run goes on from the last checkpoint"));
         }
     }
+}
+
+/// What a lane with `when_full = "dead_letter"` had no room for: a JSON line each in `data_dir/shed/SINK.jsonl`.
+fn set_aside(fs: &dyn Fs, dir: &std::path::Path, sink: &str, shed: &crate::sink::Shed) -> std::io::Result<()> {
+    let mut lines = Vec::new();
+    match shed {
+        crate::sink::Shed::Alerts(alerts) => {
+            for entry in &alerts.0.alerts {
+                crate::sink::line::write(alerts.0.epoch, entry, &mut lines);
+                lines.push(b'\n');
+            }
+        }
+        crate::sink::Shed::Rows(rows) => {
+            for row in &rows.batch.rows {
+                let (source, topic) = &rows.batch.streams[usize::from(row.stream)];
+                let name = rows.names.name(row.series);
+                let line = serde_json::json!({
+                    "source": source, "topic": topic, "partition": row.partition, "offset": row.offset, "index": row.index,
+                    "sensor": name.map(|n| &*n.sensor), "metric": name.map(|n| &*n.metric), "time": row.time,
+                    "value": row.value,
+                });
+                lines.extend(line.to_string().into_bytes());
+                lines.push(b'\n');
+            }
+        }
+    }
+    fs.create_dir(dir)?;
+    let path = dir.join(format!("{sink}.jsonl"));
+    let mut file = if fs.exists(&path) { fs.append(&path)? } else { fs.create(&path)? };
+    file.write_all(&lines)
 }
 
 fn leave(worker: &mut Worker) {

@@ -117,6 +117,10 @@ pub fn epoch_lines(fs: &dyn Fs, layout: &Layout) -> Result<Vec<Value>> {
     let mut lines = Vec::new();
     for term in epoch_log::terms(fs, &layout.logs)? {
         let Some(log) = epoch_log::read_term(fs, &layout.logs, term)? else { continue };
+        // A term in which nothing was closed had no effect.
+        if log.committed.is_none() {
+            continue;
+        }
         lines.push(json!({ "term": { "processes": log.header.processes } }));
         for (epoch, range) in &log.ranges {
             let (source, topic) = &log.header.streams[usize::from(range.stream)];

@@ -97,13 +97,17 @@ impl Cuts {
 }
 
 type Stream<'s, T> = StreamVec<'s, Epoch, T>;
+type Input<'s, T, P> = (Stream<'s, T>, P);
+type Inputs<'s, N, P, Q, R> =
+    (Input<'s, <N as Node>::A, P>, Input<'s, <N as Node>::B, Q>, Input<'s, <N as Node>::C, R>);
+type Stash<N> = BTreeMap<Epoch, Arrived<<N as Node>::A, <N as Node>::B, <N as Node>::C>>;
 type Outputs<'s, N> = (Stream<'s, <N as Node>::X>, Stream<'s, <N as Node>::Y>, Stream<'s, <N as Node>::Z>);
 
 /// Puts a node into a dataflow. An input comes with the way in which its items find their worker.
 pub fn node<'s, N, P, Q, R>(
     scope: Scope<'s, Epoch>,
     name: &str,
-    inputs: ((Stream<'s, N::A>, P), (Stream<'s, N::B>, Q), (Stream<'s, N::C>, R)),
+    inputs: Inputs<'s, N, P, Q, R>,
     mut cuts: Cuts,
     mut logic: N,
 ) -> Outputs<'s, N>
@@ -126,7 +130,7 @@ where
         let mut x = OutputBuilder::<_, CapacityContainerBuilder<Vec<N::X>>>::from(x);
         let mut y = OutputBuilder::<_, CapacityContainerBuilder<Vec<N::Y>>>::from(y);
         let mut z = OutputBuilder::<_, CapacityContainerBuilder<Vec<N::Z>>>::from(z);
-        let mut stash: BTreeMap<Epoch, Arrived<N::A, N::B, N::C>> = BTreeMap::new();
+        let mut stash: Stash<N> = BTreeMap::new();
         let mut newest = 0;
         let mut out = Out { first: Vec::new(), second: Vec::new(), third: Vec::new() };
         let mut begun = false;

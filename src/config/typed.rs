@@ -2,6 +2,7 @@
 //!
 //! toml's own would do, but for three things: its errors are sentences about Rust types, a section's first mistake hides
 //! the others, and an enum that is told apart by a key (`type = "kafka"`) loses line and column in serde's own way.
+#![allow(clippy::result_large_err, reason = "a fault carries its place and is rare; configurations are read once")]
 
 use super::report::Place;
 use super::tree::{Entry, Node, Value};

@@ -216,7 +216,7 @@ pub enum Durability {
 pub struct Checkpoint {
     /// How often, in epoch time. Longer means less writing, and more to read again after a crash.
     pub interval: Interval,
-    /// How many are kept.
+    /// How many are kept, from 1 to 3.
     pub keep: u32,
 }
 

@@ -75,6 +75,9 @@ fn numbers(config: &Config, report: &mut Report) {
     if config.limits.series_ttl.us() % 1_000_000 != 0 {
         report.error("limits.series_ttl", "`series_ttl` is counted in whole seconds", "write \"7d\"");
     }
+    if config.checkpoint.keep > 3 {
+        report.error("checkpoint.keep", "more than 3 checkpoints cannot be kept", "write 3");
+    }
     if config.checkpoint.keep == 0 {
         report.error("checkpoint.keep", "`keep` is 0: there would be nothing to restart from", "write 3");
     }

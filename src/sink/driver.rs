@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a closing lane goes on showing what the last checkpoint lists.
 const CLOSING_US: u64 = 10_000_000;
 
+/// Takes what a full lane sheds: (sink, batch).
+pub(super) type SheddingOf<T> = Box<dyn Fn(&str, T) + Send>;
+
 /// What a driver needs beside its lane and its sink.
 pub(super) struct Around<T> {
     pub name: String,
@@ -27,7 +30,7 @@ pub(super) struct Around<T> {
     pub metrics: Arc<Metrics>,
     pub cuts: Sender<LaneState>,
     pub drained: Sender<(String, u64)>,
-    pub shed: Box<dyn Fn(&str, T) + Send>,
+    pub shed: SheddingOf<T>,
 }
 
 type Doing<S> = Pin<Box<dyn Future<Output = (S, Outcome<<S as Sink>::Item>)> + Send>>;
@@ -43,38 +46,15 @@ pub(super) async fn drive<S: Sink>(
     sink: S,
     mut messages: UnboundedReceiver<Message<S::Item>>,
     around: Around<S::Item>,
-    mut actions: Vec<Action<S::Item>>,
 ) {
     let mut show = Show::new(&around);
     let mut sink = Some(sink);
     let mut doing: Option<Doing<S>> = None;
     let mut inbox = Vec::new();
+    let mut actions = Vec::new();
     let mut closing: Option<u64> = None;
     loop {
-        for action in actions.drain(..) {
-            match action {
-                Action::Report(state) => {
-                    // Nobody there to take it: the process is ending.
-                    let _ = around.cuts.send(state);
-                }
-                Action::Shed(item) => {
-                    show.shed(item.count());
-                    (around.shed)(&around.name, item);
-                }
-                Action::Drained(left) => {
-                    let _ = around.drained.send((around.name.clone(), left));
-                }
-                action => {
-                    if let Some(sink) = sink.take() {
-                        doing = Some(start(sink, action, around.term, Arc::clone(&around.clock)));
-                    }
-                }
-            }
-        }
         let now = around.clock.monotonic_us();
-        if closing.is_some_and(|since| !lane.commit_pending() || now > since + CLOSING_US) {
-            return;
-        }
         let sleep = lane.wake_at().map(|at| Duration::from_micros(at.saturating_sub(now)));
         let sleep = if closing.is_some() { Some(Duration::from_millis(10)) } else { sleep };
         let outcome = tokio::select! {
@@ -111,8 +91,31 @@ pub(super) async fn drive<S: Sink>(
                 }
             }
         }
+        for action in actions.drain(..) {
+            match action {
+                Action::Report(state) => {
+                    // Nobody there to take it: the process is ending.
+                    let _ = around.cuts.send(state);
+                }
+                Action::Shed(item) => {
+                    show.shed(item.count());
+                    (around.shed)(&around.name, item);
+                }
+                Action::Drained(left) => {
+                    let _ = around.drained.send((around.name.clone(), left));
+                }
+                action => {
+                    if let Some(sink) = sink.take() {
+                        doing = Some(start(sink, action, around.term, Arc::clone(&around.clock)));
+                    }
+                }
+            }
+        }
         around.port.full.store(lane.pauses(), Relaxed);
         show.figures(&lane, now);
+        if closing.is_some_and(|since| !lane.commit_pending() || now > since + CLOSING_US) {
+            return;
+        }
     }
 }
 

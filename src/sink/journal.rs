@@ -107,3 +107,118 @@ impl Sink for Journal {
         Ok(Held { length: Some(self.length), ..Held::default() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_fs::MemFs;
+    use super::*;
+    use operators::{Alert, AlertState};
+    use std::path::Path;
+
+    fn alerts(epoch: Epoch, value: Option<f64>) -> Alerts {
+        let alert = Alert {
+            time: 1_700_000_000_000_000,
+            state: AlertState::Firing,
+            rule_key: "too-hot:critical".into(),
+            rule: "too-hot".into(),
+            version: "0badcafe".into(),
+            severity: "critical".into(),
+            sensor: "s-\"1".into(),
+            metric: "temperature".into(),
+            value,
+            start: 1_699_999_999_000_000,
+            ordinal: 0,
+            behind: false,
+        };
+        Alerts(Arc::new(AlertBatch { epoch, alerts: vec![JournalEntry { n: 1, alert }] }))
+    }
+
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    fn journal(fs: &MemFs, length: u64) -> Journal {
+        Journal::new(Arc::new(fs.clone()), "/data/journal.jsonl".into(), length)
+    }
+
+    fn text(fs: &MemFs) -> String {
+        String::from_utf8(fs.read(Path::new("/data/journal.jsonl")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_line_has_its_keys_in_the_documented_order() {
+        let fs = MemFs::default();
+        let mut journal = journal(&fs, 0);
+        let alerts = [alerts(1_700_000_000_020, Some(36.2)), alerts(1_700_000_000_040, None)];
+        now(async {
+            journal.connect(1).await.unwrap();
+            assert_eq!(journal.write(&alerts).await.unwrap().entries, 2);
+        });
+        let id = alerts[0].0.alerts[0].alert.id_hex();
+        let lines: Vec<String> = text(&fs).lines().map(str::to_owned).collect();
+        assert_eq!(
+            lines[0],
+            format!(
+                "{{\"epoch\":1700000000020,\"n\":1,\"time\":1700000000000000,\"state\":\"firing\",\"rule\":\"too-hot\",\
+                 \"severity\":\"critical\",\"sensor\":\"s-\\\"1\",\"metric\":\"temperature\",\"value\":36.2,\
+                 \"start\":1699999999000000,\"ordinal\":0,\"behind\":false,\"alert\":\"{id}\",\"transition\":0,\
+                 \"version\":\"0badcafe\"}}"
+            )
+        );
+        assert!(lines[1].contains("\"value\":null"), "{}", lines[1]);
+        assert_eq!(id.len(), 32);
+    }
+
+    #[test]
+    fn a_restart_cuts_the_journal_back_to_its_checkpoint() {
+        let fs = MemFs::default();
+        let batches: Vec<Alerts> = (1..=5).map(|epoch| alerts(epoch, Some(epoch as f64))).collect();
+        let length = now(async {
+            let mut journal = journal(&fs, 0);
+            journal.connect(1).await.unwrap();
+            journal.write(&batches[..2]).await.unwrap();
+            let held = journal.take_cut(3).await.unwrap();
+            journal.write(&batches[2..4]).await.unwrap();
+            held.length.unwrap()
+        });
+        now(async {
+            let mut journal = journal(&fs, length);
+            journal.connect(2).await.unwrap();
+            assert_eq!(text(&fs).lines().count(), 2);
+            journal.write(&batches[2..]).await.unwrap();
+        });
+        let epochs: Vec<u64> = text(&fs)
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["epoch"].as_u64().unwrap())
+            .collect();
+        assert_eq!(epochs, [1, 2, 3, 4, 5]);
+        let error = now(journal(&fs, 1 << 20).connect(3)).unwrap_err();
+        assert!(
+            matches!(&error, StartError::Corrupt(text) if text.contains("the checkpoint knows of 1048576")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn half_a_line_is_cut_off_before_the_next_try() {
+        let batches: Vec<Alerts> = (1..=50).map(|epoch| alerts(epoch, Some(epoch as f64))).collect();
+        for seed in 0..50 {
+            let fs = MemFs::default();
+            now(async {
+                let mut journal = journal(&fs, 0);
+                journal.connect(1).await.unwrap();
+                fs.failing(300, seed);
+                for batch in batches.chunks(3) {
+                    while journal.write(batch).await.is_err() {}
+                }
+                while journal.take_cut(Epoch::MAX).await.is_err() {}
+            });
+            let mut expected = Vec::new();
+            for batch in &batches {
+                line::write(batch.0.epoch, &batch.0.alerts[0], &mut expected);
+                expected.push(b'\n');
+            }
+            assert_eq!(text(&fs).into_bytes(), expected, "seed {seed}");
+        }
+    }
+}

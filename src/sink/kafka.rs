@@ -19,19 +19,26 @@ const METADATA: Duration = Duration::from_secs(5);
 
 /// What librdkafka last complained about: its calls themselves only say that time ran out.
 #[derive(Clone, Default)]
-struct Complaints(Arc<Mutex<Option<(Option<RDKafkaErrorCode>, String)>>>);
+struct Complaints(Arc<Mutex<Option<Complaint>>>);
+
+type Complaint = (Option<RDKafkaErrorCode>, String);
 
 impl ClientContext for Complaints {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         tracing::debug!(?level, facility, text, "librdkafka");
     }
     fn error(&self, error: KafkaError, reason: &str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((error.rdkafka_error_code(), reason.to_owned()));
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // That all brokers are down follows from what was said before it.
+        let code = error.rdkafka_error_code();
+        if kept.is_none() || code != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *kept = Some((code, reason.to_owned()));
+        }
     }
 }
 
 impl Complaints {
-    fn take(&self) -> Option<(Option<RDKafkaErrorCode>, String)> {
+    fn take(&self) -> Option<Complaint> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

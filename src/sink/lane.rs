@@ -16,183 +16,22 @@
 //! journal, an archive of files): everything below C is written first, nothing at or above C (that is *held* back), then
 //! the destination says what it has made durable.
 
+mod disk;
+mod parts;
+
 use super::segment::{self, SegmentError, SegmentRef};
 use super::{Held, Item, LaneState, Position, SinkError, Traits};
 use crate::config::WhenFull;
 use crate::seam::Fs;
 use operators::Epoch;
-use std::collections::{BTreeSet, VecDeque};
-use std::io;
-use std::path::PathBuf;
+pub use parts::{Action, Event, Figures, Settings};
+use parts::{Kept, Link, Queue, Spilled, Waiting};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use tracing::{error, info, warn};
 
-/// Checkpoints that may be restored: the newest, and older copies in case it is damaged.
-const CHECKPOINTS_KEPT: usize = 3;
 const BACKOFF_US: u64 = 100_000;
 const BACKOFF_US_MAX: u64 = 10_000_000;
-const SEGMENT_BYTES_MAX: u64 = 4 << 20;
-
-/// What a lane is told when it is made.
-pub struct Settings {
-    /// The sink's name.
-    pub sink: String,
-    /// This process.
-    pub process: usize,
-    /// This run of the cluster.
-    pub term: u64,
-    /// Workers of this process.
-    pub workers: usize,
-    /// Bytes that may wait in all.
-    pub capacity: u64,
-    /// Bytes of these that may wait in memory.
-    pub memory: u64,
-    /// What happens then.
-    pub when_full: WhenFull,
-    /// What the sink is like.
-    pub traits: Traits,
-    /// Where segment files lie.
-    pub dir: PathBuf,
-    /// Of the back-off, and of nothing else.
-    pub seed: u64,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event<T> {
-    /// A batch arrives.
-    Push(T),
-    /// A worker has pushed everything below the cut, and nothing at or above it.
-    Cut(usize, Epoch),
-    /// A worker will push nothing more.
-    End(usize),
-    /// The sink is connected; where the destination stands, if it can tell.
-    Connected(Option<Position>),
-    /// What the lane asked for has been done: written, or probed.
-    Done,
-    /// It could not be done.
-    Failed(SinkError),
-    /// The destination has made everything below the cut durable.
-    CutTaken(Epoch, Held),
-    /// The checkpoint at this cut is durable.
-    Committed(Epoch),
-    /// No more waiting for the destination: keep what is left for the next start.
-    GiveUp,
-    /// Time has passed.
-    Tick,
-}
-
-/// What is to be done. At most one of `Connect`, `Write`, `Probe`, `TakeCut` and `Commit` is under way at a time.
-#[derive(Debug)]
-pub enum Action<T> {
-    /// Connect, announce the term, and ask where the destination stands.
-    Connect,
-    /// Write these batches, in order.
-    Write(Vec<T>),
-    /// See whether the connection still stands.
-    Probe,
-    /// Make everything written durable, as the destination's part of the checkpoint at this cut.
-    TakeCut(Epoch),
-    /// The checkpoint at this cut is durable: show what belongs to it.
-    Commit(Epoch),
-    /// Hand this to the checkpoint.
-    Report(LaneState),
-    /// There is no room for this batch: set it aside as dead letters.
-    Shed(T),
-    /// All workers have ended and nothing waits, but so many entries that were given up.
-    Drained(u64),
-}
-
-#[derive(Debug, PartialEq)]
-enum Link {
-    Down {
-        retry_at: u64,
-    },
-    Connecting,
-    Idle,
-    Writing,
-    Probing,
-    Cutting,
-    Committing(Epoch),
-    /// Not to be mended by waiting.
-    Stopped,
-}
-
-struct Waiting<T> {
-    item: T,
-    since: u64,
-}
-
-/// A queue that knows its size.
-struct Queue<T> {
-    items: VecDeque<Waiting<T>>,
-    bytes: u64,
-    count: u64,
-}
-
-impl<T: Item> Queue<T> {
-    fn new() -> Self {
-        Self { items: VecDeque::new(), bytes: 0, count: 0 }
-    }
-    fn push_back(&mut self, waiting: Waiting<T>) {
-        self.bytes += waiting.item.bytes();
-        self.count += waiting.item.count();
-        self.items.push_back(waiting);
-    }
-    fn push_front(&mut self, waiting: Waiting<T>) {
-        self.bytes += waiting.item.bytes();
-        self.count += waiting.item.count();
-        self.items.push_front(waiting);
-    }
-    fn pop_front(&mut self) -> Option<Waiting<T>> {
-        let waiting = self.items.pop_front()?;
-        self.bytes -= waiting.item.bytes();
-        self.count -= waiting.item.count();
-        Some(waiting)
-    }
-    fn pop_back(&mut self) -> Option<Waiting<T>> {
-        let waiting = self.items.pop_back()?;
-        self.bytes -= waiting.item.bytes();
-        self.count -= waiting.item.count();
-        Some(waiting)
-    }
-    fn below(&self, cut: Epoch) -> impl Iterator<Item = &T> {
-        self.items.iter().map(|w| &w.item).filter(move |item| item.epoch() < cut)
-    }
-}
-
-struct Spilled {
-    segment: SegmentRef,
-    count: u64,
-    since: u64,
-    synced: bool,
-}
-
-/// What a checkpoint refers to.
-struct Kept {
-    cut: Epoch,
-    names: Vec<String>,
-    committed: bool,
-}
-
-/// How a lane is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Figures {
-    /// Entries that wait, wherever.
-    pub waiting: u64,
-    /// Bytes that wait in memory.
-    pub memory: u64,
-    /// Bytes that wait in segment files.
-    pub spilled: u64,
-    /// Since when the oldest waits, microseconds of the monotonic clock.
-    pub oldest: Option<u64>,
-    /// Whether the destination answered last.
-    pub up: bool,
-    /// Writes and connections tried again.
-    pub retries: u64,
-    /// Entries refused for good as whole batches.
-    pub refused: u64,
-}
 
 /// The state machine.
 pub struct Lane<T> {
@@ -430,80 +269,6 @@ impl<T: Item> Lane<T> {
         }
     }
 
-    fn segment_name(&mut self) -> String {
-        let Settings { sink, process, term, .. } = &self.settings;
-        self.sequence += 1;
-        format!("{}-{process}-{term}-{}.seg", file_stem(sink), self.sequence)
-    }
-
-    /// Moves the back to a segment file once it is large enough.
-    fn spill(&mut self, now: u64) {
-        let large = SEGMENT_BYTES_MAX.min(self.settings.memory / 4).max(1);
-        if self.settings.traits.in_checkpoint || self.back.bytes < large || now < self.spill_retry_at {
-            return;
-        }
-        let name = self.segment_name();
-        let items = self.back.items.iter().map(|w| &w.item);
-        match segment::write(&*self.fs, &self.settings.dir, name, items, false) {
-            Ok(segment) => {
-                if self.spill_failed {
-                    info!(sink = self.settings.sink, "lane overflows to disk again");
-                }
-                self.spill_failed = false;
-                let since = self.back.items.front().map_or(now, |w| w.since);
-                self.spilled_bytes += segment.length;
-                self.spilled.push_back(Spilled { segment, count: self.back.count, since, synced: false });
-                self.back = Queue::new();
-            }
-            Err(error) => {
-                if !self.spill_failed {
-                    error!(sink = self.settings.sink, %error, "lane cannot overflow to disk; it keeps to memory");
-                }
-                self.spill_failed = true;
-                self.spill_retry_at = now + BACKOFF_US * 10;
-            }
-        }
-    }
-
-    /// Brings what waits on disk, or behind it, to the front.
-    fn refill(&mut self, now: u64) {
-        while self.front.items.is_empty() {
-            if let Some(next) = self.spilled.front() {
-                match segment::read::<T>(&*self.fs, &self.settings.dir, &next.segment) {
-                    Ok(items) => {
-                        let since = next.since;
-                        items.into_iter().for_each(|item| self.front.push_back(Waiting { item, since }));
-                    }
-                    Err(SegmentError::Io(error)) => {
-                        self.failed(now, SinkError::Unavailable(format!("{}: {error}", next.segment.name)));
-                        return;
-                    }
-                    Err(SegmentError::Damaged(what)) => {
-                        error!(
-                            sink = self.settings.sink,
-                            segment = next.segment.name,
-                            what,
-                            "segment file changed while we ran; the lane stops"
-                        );
-                        self.link = Link::Stopped;
-                        return;
-                    }
-                }
-                if let Some(read) = self.spilled.pop_front() {
-                    self.spilled_bytes -= read.segment.length;
-                    if !self.kept.iter().any(|kept| kept.names.contains(&read.segment.name)) {
-                        let _ = self.fs.remove(&self.settings.dir.join(&read.segment.name));
-                    }
-                }
-            } else if !self.back.items.is_empty() {
-                std::mem::swap(&mut self.front, &mut self.back);
-                self.spill_failed = false;
-            } else {
-                return;
-            }
-        }
-    }
-
     fn alive(&mut self, now: u64) {
         self.contact = now;
         self.link = Link::Idle;
@@ -516,7 +281,13 @@ impl<T: Item> Lane<T> {
 
     fn connected(&mut self, now: u64, position: Option<Position>) {
         let before = std::mem::replace(&mut self.connected_before, true);
-        self.alive(now);
+        if self.waiting() == 0 {
+            self.alive(now);
+        } else {
+            // A server that lets us in and then takes nothing is still away: the write that follows decides.
+            self.contact = now;
+            self.link = Link::Idle;
+        }
         if position < self.position && position.is_some() {
             let (had, has) = (self.position, position);
             warn!(
@@ -696,36 +467,6 @@ impl<T: Item> Lane<T> {
         }
     }
 
-    fn make_durable(&mut self, cut: Epoch) -> io::Result<Vec<SegmentRef>> {
-        let mut segments = Vec::new();
-        let mut changed = false;
-        let names = [self.segment_name(), self.segment_name()];
-        let dir = self.settings.dir.clone();
-        let [first, last] = names;
-        if self.done.below(cut).chain(self.front.below(cut)).next().is_some() {
-            let items = self.done.below(cut).chain(self.front.below(cut));
-            segments.push(segment::write(&*self.fs, &dir, first, items, true)?);
-            changed = true;
-        }
-        for spilled in &mut self.spilled {
-            if !spilled.synced {
-                self.fs.append(&dir.join(&spilled.segment.name))?.sync()?;
-                spilled.synced = true;
-                changed = true;
-            }
-            segments.push(spilled.segment.clone());
-        }
-        if self.back.below(cut).next().is_some() {
-            segments.push(segment::write(&*self.fs, &dir, last, self.back.below(cut), true)?);
-            changed = true;
-        }
-        if changed {
-            self.fs.sync_dir(&dir)?;
-        }
-        segments.iter_mut().for_each(|s| s.below = s.below.min(cut));
-        Ok(segments)
-    }
-
     fn report(&mut self, cut: Epoch, segments: Vec<SegmentRef>, held: Held, actions: &mut Vec<Action<T>>) {
         self.cut_due = None;
         self.align();
@@ -743,48 +484,6 @@ impl<T: Item> Lane<T> {
             length: held.length,
         }));
     }
-
-    fn committed(&mut self, cut: Epoch) {
-        if self.settings.traits.in_checkpoint {
-            self.commit_due = self.commit_due.max(Some(cut));
-        }
-        self.kept.retain(|kept| kept.committed || kept.cut >= cut);
-        self.kept.iter_mut().filter(|kept| kept.cut == cut).for_each(|kept| kept.committed = true);
-        while self.kept.iter().filter(|kept| kept.committed).count() > CHECKPOINTS_KEPT {
-            self.kept.pop_front();
-        }
-        self.commits += 1;
-        if self.commits >= CHECKPOINTS_KEPT && !self.settings.traits.in_checkpoint {
-            self.sweep();
-        }
-    }
-
-    /// Removes this lane's segments that no checkpoint refers to, of this run and of those before it.
-    fn sweep(&self) {
-        let used: BTreeSet<&str> = (self.kept.iter().flat_map(|kept| &kept.names).map(String::as_str))
-            .chain(self.spilled.iter().map(|s| s.segment.name.as_str()))
-            .collect();
-        let mine = format!("{}-{}-", file_stem(&self.settings.sink), self.settings.process);
-        for path in self.fs.list(&self.settings.dir).unwrap_or_default() {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_mine = name.strip_prefix(&mine).is_some_and(|rest| {
-                rest.strip_suffix(".seg").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
-            });
-            if (is_mine || self.inherited.iter().any(|inherited| inherited == name)) && !used.contains(name) {
-                let _ = self.fs.remove(&path);
-            }
-        }
-    }
-}
-
-/// A sink's name as part of a file's name, no other sink's.
-fn file_stem(sink: &str) -> String {
-    let plain: String = sink
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' })
-        .take(80)
-        .collect();
-    if plain == sink { plain } else { format!("{plain}-{:08x}", crc32fast::hash(sink.as_bytes())) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! All lanes of a process: opened, pushed to, committed, drained, closed.
 
-use super::driver::{self, Around};
+use super::driver::{self, Around, SheddingOf};
 use super::lane::{Event, Lane, Settings};
 use super::segment::SegmentError;
 use super::*;
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+/// Checkpoints whose segments stay: the newest, and older copies in case it is damaged. The default of `checkpoint.keep`.
+const CHECKPOINTS_KEPT: usize = 3;
+
 /// A label of a sensor in the inventory: (sensor, label) to its value.
 pub type Labels = Arc<dyn Fn(&str, &str) -> Option<String> + Send + Sync>;
 
@@ -27,6 +30,9 @@ pub enum Shed {
     /// Readings.
     Rows(Rows),
 }
+
+/// Takes what a full lane sheds: (sink, what).
+pub type Shedding = Arc<dyn Fn(&str, Shed) + Send + Sync>;
 
 /// What lanes need of the process around them.
 #[derive(Clone)]
@@ -52,7 +58,7 @@ pub struct LaneContext {
     /// Labels of the inventory, for sinks that show them.
     pub labels: Labels,
     /// Takes what a full lane sheds: (sink, what).
-    pub shed: Arc<dyn Fn(&str, Shed) + Send + Sync>,
+    pub shed: Shedding,
 }
 
 /// What a drained process could not deliver.
@@ -203,17 +209,20 @@ impl Lanes {
                 continue;
             }
             let lane = settings.lane();
+            let of_sink = |error: StartError| error.within(name);
             match settings {
                 SinkSettings::Stdout(s) => hub.alerts.push(opening.alerts(name, lane, Stdout::new(s))?),
                 SinkSettings::RedisStream(s) => {
-                    hub.alerts.push(opening.alerts(name, lane, redis_stream::RedisStream::new(s)?)?);
+                    hub.alerts.push(opening.alerts(name, lane, redis_stream::RedisStream::new(s).map_err(of_sink)?)?);
                 }
-                SinkSettings::Kafka(s) => hub.alerts.push(opening.alerts(name, lane, kafka::KafkaAlerts::new(s)?)?),
+                SinkSettings::Kafka(s) => {
+                    hub.alerts.push(opening.alerts(name, lane, kafka::KafkaAlerts::new(s).map_err(of_sink)?)?)
+                }
                 SinkSettings::RedisLast(s) => {
-                    hub.rows.push(opening.rows(name, lane, redis_last::RedisLast::new(s)?)?)
+                    hub.rows.push(opening.rows(name, lane, redis_last::RedisLast::new(s).map_err(of_sink)?)?)
                 }
                 SinkSettings::RedisTimeseries(s) => {
-                    let sink = redis_timeseries::RedisTimeseries::new(s, Arc::clone(&ctx.labels))?;
+                    let sink = redis_timeseries::RedisTimeseries::new(s, Arc::clone(&ctx.labels)).map_err(of_sink)?;
                     hub.rows.push(opening.rows(name, lane, sink)?);
                 }
                 SinkSettings::Parquet(s) => {
@@ -351,7 +360,7 @@ impl Opening<'_> {
         name: &str,
         settings: LaneSettings,
         mut sink: S,
-        shed: Box<dyn Fn(&str, S::Item) + Send>,
+        shed: SheddingOf<S::Item>,
     ) -> Result<Sending<S::Item>, StartError> {
         let ctx = self.ctx;
         let (memory, pauses) = (settings.memory.bytes(), settings.when_full == WhenFull::Pause);
@@ -360,6 +369,7 @@ impl Opening<'_> {
             process: ctx.process,
             term: ctx.term,
             workers: ctx.workers,
+            keep: CHECKPOINTS_KEPT,
             capacity: settings.capacity.bytes(),
             memory,
             when_full: settings.when_full,
@@ -369,7 +379,7 @@ impl Opening<'_> {
             seed: ctx.term ^ (ctx.process as u64) << 32 ^ u64::from(crc32fast::hash(name.as_bytes())),
         };
         let restored = self.restored(name);
-        let mut lane = Lane::new(settings, Arc::clone(&ctx.fs), &restored).map_err(|error| match error {
+        let lane = Lane::new(settings, Arc::clone(&ctx.fs), &restored).map_err(|error| match error {
             SegmentError::Io(error) => StartError::Corrupt(format!(
                 "sinks.{name}: a segment file that the checkpoint lists cannot be read: {error}; an older checkpoint may be whole"
             )),
@@ -388,11 +398,8 @@ impl Opening<'_> {
             connect.join().unwrap_or_else(|_| Err(StartError::Io("connecting panicked".into())))
         });
         let position = position.map_err(|error| error.within(name))?;
-        // What follows from it (the first write of what was restored) is done when the driver starts.
-        let mut actions = Vec::new();
-        lane.step(ctx.clock.monotonic_us(), Event::Connected(position), &mut actions);
-
         let (sender, receiver) = unbounded_channel();
+        let _ = sender.send(Message::Event(Event::Connected(position)));
         let port = Arc::new(Port::default());
         let around = Around {
             name: name.to_owned(),
@@ -409,7 +416,7 @@ impl Opening<'_> {
         self.starts.push(Box::new(move || {
             let run = move || {
                 let _guard = guard;
-                runtime.block_on(driver::drive(lane, sink, receiver, around, actions));
+                runtime.block_on(driver::drive(lane, sink, receiver, around));
             };
             let spawned = std::thread::Builder::new().name(thread).spawn(run);
             spawned.map_err(|error| StartError::Io(format!("cannot start a thread: {error}")))

@@ -124,9 +124,7 @@ impl ParquetArchive {
                 self.open.insert(OpenFile::create(&self.fs, self.dir.join(name), self.columns.schema())?)
             }
         };
-        open.append(&self.columns.batch()?)?;
-        self.columns.clear();
-        Ok(())
+        open.append(&self.columns.take()?)
     }
 }
 

@@ -25,6 +25,8 @@ pub struct RedisTimeseries {
     labels: Labels,
     /// By worker and series: the newest value sent, to see collisions. 32 bytes each.
     newest: Vec<Vec<Newest>>,
+    /// Whether it has been said that something else has the key of a series.
+    said_taken: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -59,6 +61,7 @@ impl RedisTimeseries {
             retention_ms: settings.retention.map_or(0, |retention| retention.ms()),
             labels,
             newest: Vec::new(),
+            said_taken: false,
         })
     }
 
@@ -125,7 +128,7 @@ impl RedisTimeseries {
         let Value::ServerError(error) = value else { return Ok(Answer::Set) };
         let text = error.details().unwrap_or_default();
         // TS.MADD says the second one also of a key that is not there (module 1.12); TS.CREATE then tells them apart.
-        if text.contains("key does not exist") || text.contains("key is not a TSDB key") {
+        if text.contains("key does not exist") || text.contains("not a TSDB key") {
             Ok(Answer::NoSuchKey)
         } else if text.contains("older than retention") {
             Ok(Answer::TooOld)
@@ -136,8 +139,8 @@ impl RedisTimeseries {
         }
     }
 
-    /// Creates what is missing, with its labels.
-    async fn create(&mut self, missing: &BTreeSet<&SeriesName>) -> Result<(), SinkError> {
+    /// Creates what is missing, with its labels; hands back those whose key was there all the same.
+    async fn create<'a>(&mut self, missing: &BTreeSet<&'a SeriesName>) -> Result<BTreeSet<&'a SeriesName>, SinkError> {
         let mut pipeline = ::redis::pipe();
         let mut key = Vec::new();
         for name in missing {
@@ -152,19 +155,22 @@ impl RedisTimeseries {
             }
             pipeline.add_command(create);
         }
-        for value in self.send(&pipeline, missing.len()).await? {
-            if let Value::ServerError(error) = value
-                && !error.details().unwrap_or_default().contains("already exists")
-            {
-                return Err(self.link.failed(&RedisError::from(error)));
+        let mut there = BTreeSet::new();
+        for (value, name) in self.send(&pipeline, missing.len()).await?.into_iter().zip(missing) {
+            if let Value::ServerError(error) = value {
+                if !error.details().unwrap_or_default().contains("already exists") {
+                    return Err(self.link.failed(&RedisError::from(error)));
+                }
+                there.insert(*name);
             }
         }
-        Ok(())
+        Ok(there)
     }
 
-    /// Writes them all; how many were older than the retention.
-    async fn archive(&mut self, samples: &[Sample<'_>]) -> Result<u64, SinkError> {
-        let mut too_old = 0;
+    /// Writes them all; how many were older than the retention, and how many have no series because something else has
+    /// its key.
+    async fn archive(&mut self, samples: &[Sample<'_>]) -> Result<(u64, u64), SinkError> {
+        let (mut too_old, mut key_taken) = (0, 0);
         let mut again = Vec::new();
         let mut stubborn = Vec::new();
         for (answer, sample) in self.add(samples, false).await?.into_iter().zip(samples) {
@@ -176,18 +182,21 @@ impl RedisTimeseries {
             }
         }
         if !again.is_empty() {
-            self.create(&again.iter().map(|sample| sample.name).collect()).await?;
+            let there = self.create(&again.iter().map(|sample| sample.name).collect()).await?;
             for (answer, sample) in self.add(&again, false).await?.into_iter().zip(&again) {
                 match answer {
                     Answer::Set => {}
                     Answer::TooOld => too_old += 1,
                     Answer::OtherPolicy => stubborn.push(*sample),
-                    // Taken away again at this moment: another try will make it anew. Or something else lies there.
-                    Answer::NoSuchKey => {
-                        let SeriesName { sensor, metric } = sample.name;
-                        let why = format!("the key of {sensor}, {metric} holds no time series; choose another `key`");
-                        return Err(SinkError::Unavailable(why));
+                    Answer::NoSuchKey if there.contains(sample.name) => {
+                        key_taken += 1;
+                        if !std::mem::replace(&mut self.said_taken, true) {
+                            let SeriesName { sensor, metric } = sample.name;
+                            tracing::warn!(%sensor, %metric, "the key of a series holds something else; its values are left out");
+                        }
                     }
+                    // Taken away again at this moment: another try will make it anew.
+                    Answer::NoSuchKey => return Err(SinkError::Unavailable("a series vanished while written".into())),
                 }
             }
         }
@@ -196,7 +205,7 @@ impl RedisTimeseries {
             too_old += self.add(&stubborn, true).await?.iter().filter(|answer| matches!(answer, Answer::TooOld)).count()
                 as u64;
         }
-        Ok(too_old)
+        Ok((too_old, key_taken))
     }
 }
 
@@ -237,15 +246,16 @@ impl Sink for RedisTimeseries {
             }
         }
         match self.archive(&samples).await {
-            Ok(too_old) => {
+            Ok((too_old, key_taken)) => {
                 let refused = [
                     ("older_than_retention", too_old),
+                    ("key_taken", key_taken),
                     ("future", future),
                     ("before_1970", before_1970),
                     ("unnamed", unnamed),
                 ];
                 Ok(Written {
-                    entries: samples.len() as u64 - too_old,
+                    entries: samples.len() as u64 - too_old - key_taken,
                     refused: refused.into_iter().filter(|(_, count)| *count > 0).collect(),
                     collisions,
                 })

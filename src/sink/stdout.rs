@@ -118,3 +118,103 @@ impl Sink for Stdout {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use operators::Alert;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Gone;
+
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::Error::from(io::ErrorKind::BrokenPipe))
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const EPOCH: Epoch = 1_700_000_000_020;
+
+    fn alert(time_s: i64, start_s: i64, state: AlertState, severity: &str, value: Option<f64>) -> Alerts {
+        let alert = Alert {
+            time: time_s * 1_000_000,
+            state,
+            rule_key: "temperature-high".into(),
+            rule: "temperature-high".into(),
+            version: "0badcafe".into(),
+            severity: severity.into(),
+            sensor: "b-17\u{1b}[2J".into(),
+            metric: "temperature".into(),
+            value,
+            start: start_s * 1_000_000,
+            ordinal: 0,
+            behind: false,
+        };
+        Alerts(Arc::new(AlertBatch { epoch: EPOCH, alerts: vec![JournalEntry { n: 1, alert }] }))
+    }
+
+    fn write(sink: &mut Stdout, batch: &[Alerts]) -> Result<Written, SinkError> {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(sink.write(batch))
+    }
+
+    #[test]
+    fn a_person_reads_one_line_per_alert() {
+        let paper = Paper::default();
+        let mut sink = Stdout::onto(Box::new(paper.clone()), StdoutFormat::Text, false, TimeZone::UTC);
+        let batch = [
+            alert(1_700_000_000, 1_700_000_000, AlertState::Firing, "warning", Some(36.2)),
+            alert(1_700_000_014, 1_700_000_000, AlertState::Resolved, "warning", Some(32.8)),
+            alert(1_500_000_000, 1_500_000_000, AlertState::Firing, "critical", None),
+        ];
+        assert_eq!(write(&mut sink, &batch).unwrap().entries, 3);
+        let text = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let id = |i: usize| batch[i].0.alerts[0].alert.id_hex()[..6].to_owned();
+        let expected = |line: &str, i| format!("{line}   {}", id(i));
+        let sensor = "b-17\u{fffd}[2J    ";
+        assert_eq!(
+            lines,
+            [
+                expected(&format!("22:13:20  ▲ warning   temperature-high   {sensor} temperature 36.2"), 0),
+                expected(&format!("22:13:34  ▼ resolved  temperature-high   {sensor} temperature 32.8, lasted 14s"), 1),
+                expected(&format!("2017-07-14 02:40:00  ▲ critical  temperature-high   {sensor} temperature"), 2),
+            ]
+        );
+    }
+
+    #[test]
+    fn colours_stand_around_a_line_and_json_is_the_journals() {
+        let paper = Paper::default();
+        let batch = [alert(1_700_000_000, 1_700_000_000, AlertState::Firing, "critical", Some(1.0))];
+        write(&mut Stdout::onto(Box::new(paper.clone()), StdoutFormat::Text, true, TimeZone::UTC), &batch).unwrap();
+        let coloured = String::from_utf8(std::mem::take(&mut *paper.0.lock().unwrap())).unwrap();
+        assert!(coloured.starts_with("\u{1b}[31m22:13:20") && coloured.ends_with("\u{1b}[0m\n"), "{coloured:?}");
+        write(&mut Stdout::onto(Box::new(paper.clone()), StdoutFormat::Json, true, TimeZone::UTC), &batch).unwrap();
+        let mut line = Vec::new();
+        line::write(EPOCH, &batch[0].0.alerts[0], &mut line);
+        line.push(b'\n');
+        assert_eq!(*paper.0.lock().unwrap(), line);
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_stops_nothing() {
+        let mut sink = Stdout::onto(Box::new(Gone), StdoutFormat::Json, false, TimeZone::UTC);
+        let batch = [alert(1, 1, AlertState::Firing, "info", None)];
+        assert!(matches!(write(&mut sink, &batch), Err(SinkError::Refused(_))));
+    }
+}

@@ -81,9 +81,9 @@ pub struct SourceWorker {
     /// Whether to go on with what is new after the replay.
     pub live: bool,
     /// End when these offsets are reached.
-    pub until: Option<BTreeMap<(Stream, u32), i64>>,
+    pub until: Option<Ends>,
     /// The end of each partition at the start, up to which we are deaf.
-    pub ends: BTreeMap<(Stream, u32), i64>,
+    pub ends: Ends,
     /// Where to begin, and T of R4.
     pub positions: Vec<(Stream, u32, i64, Option<i64>)>,
     /// When checkpoints are cut.
@@ -102,6 +102,9 @@ pub struct SourceWorker {
 
 /// See [`SourceWorker::progress`].
 pub type Progress = Arc<dyn Fn(Stream, u32, i64) + Send + Sync>;
+
+/// An offset by partition.
+pub type Ends = BTreeMap<(Stream, u32), i64>;
 
 struct Partition {
     next: i64,
@@ -147,11 +150,11 @@ struct SourceNode {
     /// Whether lanes had no room at the last look.
     paused: bool,
     heard_generation: u64,
-    targets: Option<(u64, BTreeMap<(Stream, u32), i64>)>,
+    targets: Option<(u64, Ends)>,
     late_ticks: u64,
     discovered: u64,
     committed: u64,
-    commits: VecDeque<(Epoch, Vec<(Stream, u32, i64)>)>,
+    commits: VecDeque<(Epoch, Ends)>,
     frames: Vec<u8>,
 }
 
@@ -309,7 +312,7 @@ impl SourceNode {
                 partitions.insert((stream, partition), Partition { next, time, counts: Counts::default(), metrics });
             }
         }
-        let mine = |ends: &BTreeMap<(Stream, u32), i64>| -> BTreeMap<(Stream, u32), i64> {
+        let mine = |ends: &Ends| -> Ends {
             ends.iter().filter(|(key, _)| partitions.contains_key(key)).map(|(key, end)| (*key, *end)).collect()
         };
         let targets = Some((1, mine(&settings.ends)));
@@ -635,7 +638,7 @@ impl SourceNode {
         });
         let positions = positions.chain(self.settings.carried.iter().cloned()).collect();
         let _ = self.settings.pieces.send((cut, Piece::Positions(positions)));
-        let next = self.partitions.iter().map(|((stream, partition), p)| (*stream, *partition, p.next)).collect();
+        let next = self.partitions.iter().map(|(key, p)| (*key, p.next)).collect();
         self.commits.push_back((cut, next));
     }
 
@@ -650,7 +653,7 @@ impl SourceNode {
             if *cut > committed {
                 break;
             }
-            for (stream, partition, next) in self.commits.pop_front().map(|(_, p)| p).unwrap_or_default() {
+            for ((stream, partition), next) in self.commits.pop_front().map(|(_, p)| p).unwrap_or_default() {
                 self.source.commit(stream, partition, next);
             }
         }

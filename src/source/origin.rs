@@ -19,7 +19,7 @@ pub trait Origin: Send + Sync {
     /// The oldest and the next offset of a partition.
     fn watermarks(&self, stream: Stream, partition: u32) -> Result<(i64, i64), SourceError>;
     /// Whether a stream that was never read is read from its end rather than from its beginning.
-    fn from_end(&self, stream: Stream) -> bool;
+    fn begins_at_end(&self, stream: Stream) -> bool;
     /// A worker's view of all streams.
     fn open(&self, wake: Wake) -> Result<Box<dyn Source>, SourceError>;
     /// Notes whether a stream's cluster answers.
@@ -81,7 +81,7 @@ impl Origin for KafkaOrigin {
         let (source, topic) = self.of(stream);
         source.asking.watermarks(topic, partition, TIMEOUT)
     }
-    fn from_end(&self, stream: Stream) -> bool {
+    fn begins_at_end(&self, stream: Stream) -> bool {
         self.of(stream).0.settings.auto_offset_reset == AutoOffsetReset::Latest
     }
     fn open(&self, wake: Wake) -> Result<Box<dyn Source>, SourceError> {

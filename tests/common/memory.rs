@@ -36,7 +36,7 @@ impl Origin for Memory {
         let high = records.and_then(|r| r.last()).map_or(0, |r| r.offset + 1);
         Ok((low, high))
     }
-    fn from_end(&self, _: Stream) -> bool {
+    fn begins_at_end(&self, _: Stream) -> bool {
         false
     }
     fn open(&self, _: Wake) -> Result<Box<dyn Source>, SourceError> {

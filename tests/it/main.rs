@@ -3,6 +3,8 @@
 #[path = "../common/oracle.rs"]
 #[allow(dead_code)]
 mod expected;
+#[path = "../common/lanes.rs"]
+mod lanes;
 #[path = "../common/memory.rs"]
 #[allow(dead_code)]
 mod memory;
@@ -12,7 +14,6 @@ mod program;
 #[path = "../common/running.rs"]
 mod running;
 #[path = "../common/servers.rs"]
-#[allow(dead_code)]
 mod servers;
 
 mod aberdeen;
@@ -20,3 +21,7 @@ mod crash;
 mod errors;
 mod operations;
 mod scale;
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod sinks_kafka;
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod sinks_redis;

@@ -62,7 +62,9 @@ fn firing(data: &Path) -> BTreeMap<String, Value> {
 fn committed(kafka: &Kafka, topic: &str, partitions: usize) -> Vec<i64> {
     let consumer: BaseConsumer = kafka.client().set("group.id", format!("group-{topic}")).create().expect("a consumer");
     let mut list = TopicPartitionList::new();
-    (0..partitions as i32).for_each(|p| drop(list.add_partition(topic, p)));
+    for partition in 0..partitions as i32 {
+        list.add_partition(topic, partition);
+    }
     let offsets = consumer.committed_offsets(list, Duration::from_secs(30)).expect("offsets");
     let offset = |e: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match e.offset() {
         Offset::Offset(offset) => offset,

@@ -140,6 +140,7 @@ fn settings(kind: Kind, workers: usize, term: u64) -> Settings {
         process: 0,
         term,
         workers,
+        keep: 3,
         capacity: 12_000,
         memory: 4_000,
         when_full: WhenFull::Pause,
@@ -581,6 +582,23 @@ fn back_off_grows_to_its_limit_and_a_refusal_is_not_repeated() {
 }
 
 #[test]
+fn a_destination_that_lets_us_in_and_takes_nothing_stays_away() {
+    let mut small = Small::new(Kind::Topic, |_| ());
+    small.step(0, Event::Push(note(1)));
+    let mut now = 0;
+    for round in 0..10 {
+        small.step(now, Event::Failed(SinkError::Unavailable("full".into())));
+        now = small.lane.wake_at().unwrap();
+        small.step(now, Event::Tick);
+        assert!(matches!(small.step(now, Event::Connected(None))[..], [Action::Write(_)]));
+        assert!(!small.lane.figures().up, "round {round}");
+    }
+    assert!(now > 5_000_000, "back-off did not grow: {now}");
+    small.step(now, Event::Done);
+    assert!(small.lane.figures().up);
+}
+
+#[test]
 fn giving_up_at_the_end_keeps_what_is_left_for_the_next_start() {
     let mut small = Small::new(Kind::Topic, |_| ());
     small.step(0, Event::Push(note(1)));
@@ -591,7 +609,7 @@ fn giving_up_at_the_end_keeps_what_is_left_for_the_next_start() {
     let actions = small.step(2, Event::GiveUp);
     let [Action::Report(state), Action::Drained(2)] = &actions[..] else { panic!("{actions:?}") };
     let lane: Lane<Note> =
-        Lane::new(settings(Kind::Topic, 1, 2), Arc::new(small.fs.clone()), &[state.clone()]).unwrap();
+        Lane::new(settings(Kind::Topic, 1, 2), Arc::new(small.fs.clone()), std::slice::from_ref(state)).unwrap();
     assert_eq!(lane.figures().waiting, 2);
 }
 

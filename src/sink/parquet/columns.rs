@@ -7,8 +7,9 @@ use arrow_array::{
     TimestampMicrosecondArray,
 };
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef, TimeUnit};
-use operators::{SeriesName, Verdict};
+use operators::{Judged, SeriesName, Verdict};
 use std::io;
+use std::mem;
 use std::sync::Arc;
 
 /// Rows that are handed on at once.
@@ -51,89 +52,108 @@ impl Columns {
     pub fn push(&mut self, rows: &Rows) -> u64 {
         let batch = &rows.batch;
         self.streams = Arc::clone(&batch.streams);
+        if self.time.capacity() == 0 {
+            self.reserve();
+        }
+        let before = self.series.len();
+        self.number(rows);
+        let named: Vec<Judged>;
+        let taken = if self.series.len() - before == batch.rows.len() {
+            &batch.rows
+        } else {
+            named = batch.rows.iter().filter(|row| rows.names.name(row.series).is_some()).copied().collect();
+            &named
+        };
+        // Column by column: each loop is a plain copy.
+        self.time.extend(taken.iter().map(|row| row.time));
+        self.value.extend(taken.iter().map(|row| row.value));
+        self.verdict.extend(taken.iter().map(|row| row.verdict));
+        self.stream.extend(taken.iter().map(|row| i32::from(row.stream)));
+        self.partition.extend(taken.iter().map(|row| row.partition as i32));
+        self.offset.extend(taken.iter().map(|row| row.offset));
+        self.index.extend(taken.iter().map(|row| i32::from(row.index)));
+        self.epoch.resize(self.time.len(), rows.epoch() as i64);
+        taken.len() as u64
+    }
+
+    /// Numbers the series of a batch in the order in which they first appear since the last `take`.
+    fn number(&mut self, rows: &Rows) {
+        let worker = rows.batch.worker;
         // Round 0 is what fresh entries say.
         self.round = self.round.max(1);
-        if batch.worker == READ_BACK {
+        if worker == READ_BACK {
             self.read_back.clear();
-        } else if self.numbers.len() <= batch.worker {
-            self.numbers.resize_with(batch.worker + 1, Vec::new);
+        } else if self.numbers.len() <= worker {
+            self.numbers.resize_with(worker + 1, Vec::new);
         }
-        let numbers = if batch.worker == READ_BACK { &mut self.read_back } else { &mut self.numbers[batch.worker] };
-        let before = self.time.len();
-        self.time.reserve(batch.rows.len());
-        for row in &batch.rows {
+        let numbers = if worker == READ_BACK { &mut self.read_back } else { &mut self.numbers[worker] };
+        for row in &rows.batch.rows {
             let series = row.series as usize;
             if series >= numbers.len() {
                 numbers.resize(series + 1, (0, 0));
             }
             let (round, number) = numbers[series];
-            let number = if round == self.round {
-                number
-            } else {
-                let Some(name) = rows.names.name(row.series) else { continue };
+            if round == self.round {
+                self.series.push(number);
+            } else if let Some(name) = rows.names.name(row.series) {
                 let number = self.names.len() as i32;
                 self.names.push(name.clone());
                 numbers[series] = (self.round, number);
-                number
-            };
-            self.time.push(row.time);
-            self.value.push(row.value);
-            self.verdict.push(row.verdict);
-            self.series.push(number);
-            self.stream.push(i32::from(row.stream));
-            self.partition.push(row.partition as i32);
-            self.offset.push(row.offset);
-            self.index.push(i32::from(row.index));
+                self.series.push(number);
+            }
         }
-        self.epoch.resize(self.time.len(), rows.epoch() as i64);
-        (self.time.len() - before) as u64
     }
 
-    /// The rows.
-    pub fn batch(&self) -> io::Result<RecordBatch> {
-        let texts = |keys: &[i32], values: StringArray| -> Result<ArrayRef, ArrowError> {
-            let keys = Int32Array::from(keys.to_vec());
-            Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::new(values))?))
+    /// The rows; nothing is left.
+    pub fn take(&mut self) -> io::Result<RecordBatch> {
+        let texts = |keys: &Int32Array, values: StringArray| -> Result<ArrayRef, ArrowError> {
+            Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys.clone(), Arc::new(values))?))
         };
         let is = |verdict: Verdict| -> ArrayRef {
-            Arc::new(BooleanArray::from_iter(self.verdict.iter().map(|v| Some(*v == verdict))))
+            Arc::new(BooleanArray::from(self.verdict.iter().map(|v| *v == verdict).collect::<Vec<_>>()))
         };
+        let flags = [is(Verdict::Late), is(Verdict::Future), is(Verdict::Behind)];
+        let series = Int32Array::from(mem::take(&mut self.series));
+        let stream = Int32Array::from(mem::take(&mut self.stream));
         let columns = || {
+            let [late, future, behind] = flags;
             RecordBatch::try_new(
                 self.schema(),
                 vec![
-                    Arc::new(TimestampMicrosecondArray::from(self.time.clone()).with_timezone("UTC")),
-                    texts(&self.series, self.names.iter().map(|name| Some(&*name.sensor)).collect())?,
-                    texts(&self.series, self.names.iter().map(|name| Some(&*name.metric)).collect())?,
-                    Arc::new(Float64Array::from(self.value.clone())),
-                    is(Verdict::Late),
-                    is(Verdict::Future),
-                    is(Verdict::Behind),
-                    texts(&self.stream, self.streams.iter().map(|(source, _)| Some(source)).collect())?,
-                    texts(&self.stream, self.streams.iter().map(|(_, topic)| Some(topic)).collect())?,
-                    Arc::new(Int32Array::from(self.partition.clone())),
-                    Arc::new(Int64Array::from(self.offset.clone())),
-                    Arc::new(Int32Array::from(self.index.clone())),
-                    Arc::new(Int64Array::from(self.epoch.clone())),
+                    Arc::new(TimestampMicrosecondArray::from(mem::take(&mut self.time)).with_timezone("UTC")),
+                    texts(&series, self.names.iter().map(|name| Some(&*name.sensor)).collect())?,
+                    texts(&series, self.names.iter().map(|name| Some(&*name.metric)).collect())?,
+                    Arc::new(Float64Array::from(mem::take(&mut self.value))),
+                    late,
+                    future,
+                    behind,
+                    texts(&stream, self.streams.iter().map(|(source, _)| Some(source)).collect())?,
+                    texts(&stream, self.streams.iter().map(|(_, topic)| Some(topic)).collect())?,
+                    Arc::new(Int32Array::from(mem::take(&mut self.partition))),
+                    Arc::new(Int64Array::from(mem::take(&mut self.offset))),
+                    Arc::new(Int32Array::from(mem::take(&mut self.index))),
+                    Arc::new(Int64Array::from(mem::take(&mut self.epoch))),
                 ],
             )
         };
-        columns().map_err(io::Error::other)
+        let batch = columns().map_err(io::Error::other);
+        self.round = self.round.wrapping_add(1);
+        self.verdict.clear();
+        self.names.clear();
+        batch
     }
 
-    /// Empties it.
-    pub fn clear(&mut self) {
-        self.round = self.round.wrapping_add(1);
-        self.time.clear();
-        self.value.clear();
-        self.verdict.clear();
-        self.series.clear();
-        self.stream.clear();
-        self.partition.clear();
-        self.offset.clear();
-        self.index.clear();
-        self.epoch.clear();
-        self.names.clear();
+    fn reserve(&mut self) {
+        let rows = ROWS + ROWS / 4;
+        self.time.reserve(rows);
+        self.value.reserve(rows);
+        self.verdict.reserve(rows);
+        self.series.reserve(rows);
+        self.stream.reserve(rows);
+        self.partition.reserve(rows);
+        self.offset.reserve(rows);
+        self.index.reserve(rows);
+        self.epoch.reserve(rows);
     }
 
     pub fn schema(&self) -> SchemaRef {

@@ -172,10 +172,10 @@ fn properties() -> WriterProperties {
         .set_statistics_enabled(EnabledStatistics::None)
         .set_dictionary_enabled(false);
     // Times, offsets and epochs grow by little; names repeat; values do neither.
-    for name in ["time", "offset", "epoch"] {
+    for name in ["time", "offset", "epoch", "partition", "index"] {
         properties = properties.set_column_encoding(column(name), Encoding::DELTA_BINARY_PACKED);
     }
-    for name in ["sensor", "metric", "source", "topic", "partition", "index"] {
+    for name in ["sensor", "metric", "source", "topic"] {
         properties = properties.set_column_dictionary_enabled(column(name), true);
     }
     // What readers skip row groups by.
