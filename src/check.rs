@@ -55,12 +55,13 @@ pub fn run(args: &CheckArgs, global: &Global) -> Result<(), Failure> {
     if report.has_errors() {
         return Err(Failure { code, message: report.summary() });
     }
-    let warnings = report.count(config::Level::Warning);
-    let _ = match warnings {
-        0 => writeln!(out, "fine: run would start"),
-        1 => writeln!(out, "1 warning; run would start"),
-        _ => writeln!(out, "{warnings} warnings; run would start"),
+    let warnings = match report.count(config::Level::Warning) {
+        0 => "fine".to_owned(),
+        1 => "1 warning".to_owned(),
+        count => format!("{count} warnings"),
     };
+    let extent = if args.no_connect { "as far as can be told without connecting, " } else { "" };
+    let _ = writeln!(out, "{warnings}: {extent}run would start");
     Ok(())
 }
 

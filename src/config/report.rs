@@ -59,11 +59,6 @@ impl Origins {
     pub fn directory(&self, place: &Place) -> &Path {
         self.all.get(place.origin).map_or(Path::new(""), |origin| &origin.directory)
     }
-    /// The names of the origins.
-    fn names(&self) -> String {
-        let names: Vec<_> = self.all.iter().map(|origin| &*origin.name).collect();
-        names.join(", ")
-    }
 }
 
 /// How bad a finding is.
@@ -199,7 +194,15 @@ impl Report {
     pub fn summary(&self) -> String {
         let count = self.count(Level::Error);
         let mistakes = if count == 1 { "1 mistake".to_owned() } else { format!("{count} mistakes") };
-        let place = if self.origins.all.is_empty() { String::new() } else { format!(" in {}", self.origins.names()) };
+        let wrong = |number: usize| {
+            self.findings.iter().any(|finding| finding.level == Level::Error && finding.place.origin == number)
+        };
+        let names: Vec<_> = (0..)
+            .zip(&self.origins.all)
+            .filter(|(number, _)| wrong(*number))
+            .map(|(_, origin)| &*origin.name)
+            .collect();
+        let place = if names.is_empty() { String::new() } else { format!(" in {}", names.join(", ")) };
         format!("{mistakes}{place}; nothing was started")
     }
 

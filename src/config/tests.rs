@@ -336,7 +336,7 @@ fn later_files_add_and_override() {
     assert_eq!(config.sinks["alerts"].kind(), "stdout");
     let report = load_with(&[GOOD, "[rules.too-hot]\nfor = 3\n"], &no_env).unwrap_err();
     assert!(report.render(MessageFormat::Short, false).starts_with("more1.toml:2:7: error: `for`"));
-    assert_eq!(report.summary(), "1 mistake in plant.toml, more1.toml; nothing was started");
+    assert_eq!(report.summary(), "1 mistake in more1.toml; nothing was started");
 }
 
 #[test]
