@@ -175,7 +175,8 @@ pub fn load(fs: &dyn Fs, checkpoint: &Path) -> Result<Restored> {
     };
     let text = read(MANIFEST)?;
     let (sum, body) = text.split_at_checked(65).context("manifest is too short")?;
-    ensure!(blake3::hash(body).to_hex().as_bytes() == &sum[..64], "manifest does not match its checksum");
+    let stated = blake3::hash(body).to_hex();
+    ensure!(sum == format!("{stated}\n").as_bytes(), "manifest does not match its checksum");
     let manifest: Manifest = serde_json::from_slice(body).context("manifest")?;
     ensure!(
         manifest.version == CHECKPOINT_VERSION,
