@@ -316,7 +316,9 @@ impl World {
                     Err(Failure::configuration(format!("{} holds no epoch log to replay", layout.logs.display())))
                 };
             };
-            if past.restored.is_none() && past.terms.first().is_some_and(|t| t.term != 1) {
+            let first = epoch_log::terms(&*self.run.fs, &layout.logs).map_err(|e| Failure::state(format!("{e:#}")))?;
+            // Its folder is enough: a term may have ended before it logged anything.
+            if past.restored.is_none() && first.first() != Some(&1) {
                 return Err(Failure::state("the epoch log's first term is gone (epochs.retention); a replay needs it"));
             }
             let pure = self.config_text(&layout, &config)?;
