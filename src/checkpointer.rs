@@ -153,7 +153,8 @@ impl Checkpointer {
                 None => epoch_log::read_term(&*self.fs, logs, term)?.map_or(0, |log| log.newest),
             };
             newest_of.insert(term, newest);
-            if newest + self.retention_ms < now {
+            // A term that logged nothing has no age; its folder says that it was.
+            if newest > 0 && newest + self.retention_ms < now {
                 self.fs.remove(&epoch_log::term_dir(logs, term))?;
                 tracing::info!(term, "epoch log of an old term removed");
             }
