@@ -5,7 +5,7 @@ use crate::error::Failure;
 use crate::seam::Clock;
 use operators::{Epoch, Stream};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -176,8 +176,6 @@ pub struct Shared {
     pub ends: Ends,
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
-    /// The oldest epoch that is not complete, for metrics; -1 before the first.
-    pub frontier: AtomicI64,
 }
 
 impl Shared {
@@ -195,7 +193,6 @@ impl Shared {
             ends: Ends::default(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
-            frontier: AtomicI64::new(-1),
         }
     }
     /// Something went wrong for good: every worker leaves, and nothing more is written. The first reason counts.

@@ -428,11 +428,7 @@ impl SourceNode {
         let open = self.shared.epochs.tick(self.records_in_epoch >= FULL_EPOCH);
         let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
         if open > self.epoch {
-            turn.closed = Some(self.close(open - 1, Some(open))?);
-            self.epoch = open;
-            if let Some(cut) = self.settings.cuts.reached(open) {
-                self.save(cut);
-            }
+            turn.closed = Some(self.advance(open)?);
             self.commit();
             if self.ended() {
                 self.state = State::Finishing;
@@ -493,11 +489,7 @@ impl SourceNode {
             // Meanwhile it closes empty epochs, or nothing that the others send could be complete.
             let open = self.shared.epochs.tick(false);
             if open > self.epoch {
-                turn.closed = Some(self.close(open - 1, Some(open))?);
-                self.epoch = open;
-                if let Some(cut) = self.settings.cuts.reached(open) {
-                    self.save(cut);
-                }
+                turn.closed = Some(self.advance(open)?);
             }
             return Ok(turn);
         }
@@ -511,6 +503,16 @@ impl SourceNode {
         self.state = State::Done;
         turn.closed = Some(closed);
         Ok(turn)
+    }
+
+    /// Goes on to the epoch that is open now, and saves if a cut lies between.
+    fn advance(&mut self, open: Epoch) -> Result<Closed, Failure> {
+        let closed = self.close(open - 1, Some(open))?;
+        self.epoch = open;
+        if let Some(cut) = self.settings.cuts.reached(open) {
+            self.save(cut);
+        }
+        Ok(closed)
     }
 
     /// Closes the open epoch: its lines are appended before its capability goes.
