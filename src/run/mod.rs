@@ -1,0 +1,208 @@
+//! `run`: from a configuration and what earlier runs left to a cluster of workers, and to its end.
+
+mod start;
+mod stretch;
+mod watch;
+mod world;
+
+use crate::config::{Config, Loaded, Pure};
+use crate::decode::{DecodeLimits, Decoder};
+use crate::error::Failure;
+use crate::ledger::Counts;
+use crate::metrics::Metrics;
+use crate::nodes::Totals;
+use crate::seam::{Clock, Fs, RealClock, RealFs};
+use crate::server;
+use crate::server::readiness::Readiness;
+use crate::sink::StartError;
+use crate::source::node::Progress;
+use crate::source::origin::{KafkaOrigin, Origin};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use world::World;
+
+/// How a run begins and ends.
+#[derive(Clone, Default)]
+pub struct RunOptions {
+    /// All processes; 0 or 1 for a single one.
+    pub processes: usize,
+    /// Which of them this is.
+    pub process: usize,
+    /// A file with an address per process; none for loopback ports.
+    pub hostfile: Option<PathBuf>,
+    /// End when the offsets are reached that were the end at the start.
+    pub until_end: bool,
+    /// End after so long.
+    pub stop_after: Option<Duration>,
+    /// Ends the run when it becomes true.
+    pub stop: Option<Arc<AtomicBool>>,
+    /// Only run the epoch log again; journal and state go to this directory.
+    pub replay_into: Option<PathBuf>,
+    /// Whether to serve the page, the API and metrics.
+    pub serve: bool,
+    /// Whether SIGINT and SIGTERM end the run.
+    pub signals: bool,
+    /// Told, once per epoch, how far each partition has been read.
+    pub progress: Option<Progress>,
+    /// Told where the page is, once it is there.
+    pub started: Option<Arc<dyn Fn(std::net::SocketAddr) + Send + Sync>>,
+}
+
+/// What a run came to. The counts are those of the state: they go on from run to run, and are exact across crashes.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// Records read.
+    pub records: u64,
+    /// Readings accepted.
+    pub accepted: u64,
+    /// Of those, older than their series' clock.
+    pub behind: u64,
+    /// Duplicates dropped.
+    pub duplicates: u64,
+    /// Readings too late to be judged.
+    pub late: u64,
+    /// Readings too new to be judged.
+    pub future: u64,
+    /// Records and values refused.
+    pub dead_letters: u64,
+    /// Alert transitions.
+    pub alerts: u64,
+    /// What went in less what came out, over all partitions: zero.
+    pub imbalance: i64,
+    /// How long this run took.
+    pub seconds: f64,
+    /// What it spent.
+    pub cpu_seconds: f64,
+    /// The most memory it held.
+    pub peak_rss_mb: f64,
+    /// Items that a sink had not taken when we left; they are kept for the next run.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub undelivered: BTreeMap<String, u64>,
+}
+
+/// The seams, and what is configured.
+pub struct Run {
+    /// The configuration.
+    pub config: Config,
+    /// Its pure part.
+    pub pure: Pure,
+    /// How to begin and end.
+    pub options: RunOptions,
+    /// Files.
+    pub fs: Arc<dyn Fs>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Sources; of the pure part it is given.
+    pub origin: Arc<dyn Origin>,
+}
+
+/// Runs a configuration on the real world.
+pub fn run(loaded: &Loaded, options: RunOptions) -> Result<Summary, Failure> {
+    let pure = loaded.pure();
+    let origin = KafkaOrigin::new(&loaded.config.sources, &pure.streams())
+        .map_err(|e| Failure::configuration(format!("sources: {e}")))?;
+    let run = Run {
+        config: loaded.config.clone(),
+        pure,
+        options,
+        fs: Arc::new(RealFs),
+        clock: Arc::new(RealClock::default()),
+        origin: Arc::new(origin),
+    };
+    run.go()
+}
+
+impl Run {
+    /// Runs to the end.
+    pub fn go(self) -> Result<Summary, Failure> {
+        let began = Instant::now();
+        let listener = if self.options.serve {
+            Some(server::bind(self.config.server.listen, self.options.process)?)
+        } else {
+            None
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::unreachable(format!("threads: {e}")))?;
+        let metrics = Metrics::new().map_err(|e| Failure::configuration(format!("metrics: {e}")))?;
+        let world = Arc::new(World { run: self, runtime, metrics, readiness: Arc::new(Readiness::default()) });
+        let (totals, alerts, undelivered) = match &world.run.options.replay_into {
+            Some(into) => world.replay(into.clone())?,
+            None => world.live(listener)?,
+        };
+        let mut summary = summary(&totals, alerts);
+        summary.undelivered = undelivered;
+        summary.seconds = began.elapsed().as_secs_f64();
+        (summary.cpu_seconds, summary.peak_rss_mb) = usage();
+        Ok(summary)
+    }
+}
+
+fn summary(totals: &Totals, alerts: u64) -> Summary {
+    let mut sum = Counts::default();
+    totals.values().for_each(|counts| sum += *counts);
+    Summary {
+        records: sum.records,
+        accepted: sum.accepted,
+        behind: sum.behind,
+        duplicates: sum.duplicates,
+        late: sum.late,
+        future: sum.future,
+        dead_letters: sum.dead_lettered + sum.dead_lettered_values,
+        alerts,
+        imbalance: totals.values().map(|c| c.records_imbalance().abs() + c.readings_imbalance().abs()).sum(),
+        ..Summary::default()
+    }
+}
+
+/// CPU seconds and the peak of resident memory of this process.
+fn usage() -> (f64, f64) {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike;
+    getrusage(UsageWho::RUSAGE_SELF).map_or((0.0, 0.0), |usage| {
+        let cpu = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+        // ru_maxrss would begin with what the parent held when it forked.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let peak =
+            status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+        (cpu as f64 / 1e6, peak.unwrap_or(usage.max_rss() as f64) / 1024.0)
+    })
+}
+
+/// Whether state can be kept there; `check` asks the same.
+pub fn look_at_data_dir(fs: &dyn Fs, dir: &std::path::Path) -> Result<(), Failure> {
+    let looked = crate::sink::look_at_dir(fs, dir);
+    looked.map(drop).map_err(|error| Failure::configuration(format!("data_dir: {error}")))
+}
+
+fn cannot_start(source: &str, error: crate::source::SourceError) -> Failure {
+    match error {
+        crate::source::SourceError::Unavailable(why) => Failure::unreachable(format!("sources.{source}: {why}")),
+        crate::source::SourceError::Fatal(why) => Failure::configuration(format!("sources.{source}: {why}")),
+    }
+}
+
+fn start_failure(error: StartError) -> Failure {
+    match error {
+        StartError::Unreachable(why) | StartError::Denied(why) => Failure::unreachable(why),
+        StartError::Settings(why) => Failure::configuration(why),
+        StartError::Io(why) => Failure::configuration(why),
+        StartError::Corrupt(why) => Failure::state(why),
+    }
+}
+
+/// A decoder for each stream.
+pub fn decoders(pure: &Pure) -> Result<Vec<Decoder>, String> {
+    let limits = DecodeLimits { max_record_bytes: pure.limits.max_record_bytes.bytes() as usize };
+    let of = |(source, _): &(String, String)| {
+        let settings = pure.sources.get(source).ok_or_else(|| format!("no source `{source}`"))?;
+        Decoder::new(&settings.decode, limits, pure.dedup.key).map_err(|e| format!("sources.{source}.decode: {e}"))
+    };
+    pure.streams().iter().map(of).collect()
+}

@@ -1,0 +1,299 @@
+//! Starts what the workers of a process share: epoch log, lanes, dead letters, checkpointer, server.
+
+use super::stretch::{Started, Stretch};
+use super::watch::stop_asked;
+use super::{decoders, start_failure};
+use crate::checkpoint::{self, Expected};
+use crate::checkpointer::Checkpointer;
+use crate::config::Durability as DurabilitySetting;
+use crate::dataflow::Logic;
+use crate::dead_lane;
+use crate::dead_letters::{self, DeadLetters, Position as DeadPosition};
+use crate::epoch_log::{Durability, EpochLog, Header, LOG_VERSION};
+use crate::error::Failure;
+use crate::plan::Plan;
+use crate::process::{EpochClock, Shared};
+use crate::seam::Fs;
+use crate::server::readiness::reason;
+use crate::server::status::Process as ProcessStatus;
+use crate::server::views_api::Views as ViewClients;
+use crate::server::{self, ServerState};
+use crate::sink::{LaneContext, Lanes};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use operators::Epoch;
+use operators::keyed::Cuts;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+impl Stretch {
+    /// Starts what the workers of this process share.
+    pub(super) fn start(self: &Arc<Self>, plan: &Plan, peers: usize) -> Result<Arc<Started>, Failure> {
+        let world = &self.world;
+        let run = &world.run;
+        let fs = run.fs.clone();
+        let state = |e: &dyn std::fmt::Display| Failure::state(e.to_string());
+        if plan.config != self.pure.hash() {
+            return Err(Failure::configuration(
+                "the processes have different configurations; give all of them the same",
+            ));
+        }
+        let restored = match &plan.checkpoint {
+            Some(dir) => Some(Arc::new(checkpoint::load(&*fs, dir).map_err(|e| state(&format!("{e:#}")))?)),
+            None => None,
+        };
+        let streams = Arc::new(plan.streams.clone());
+        let logic = Logic::new(&self.pure);
+        let decoders = decoders(&self.pure).map_err(Failure::configuration)?;
+        let tick_us = run.config.epochs.tick.us().max(1000) as u64;
+        let epochs = EpochClock::start(run.clock.clone(), tick_us, plan.floor);
+        let log = if plan.live {
+            let header = Header {
+                version: LOG_VERSION,
+                term: plan.term,
+                process: self.process as u32,
+                processes: self.processes as u32,
+                peers: peers as u32,
+                config: plan.config.clone(),
+                streams: plan.streams.clone(),
+                positions: plan.positions.iter().map(|(s, p, next, _)| (*s, *p, *next)).collect(),
+            };
+            let durability = match run.config.epochs.durability {
+                DurabilitySetting::Process => Durability::Process,
+                DurabilitySetting::Disk => Durability::Disk,
+            };
+            Some(
+                EpochLog::create(fs.clone(), &self.layout.logs, header, durability)
+                    .map_err(|e| state(&format!("{e:#}")))?,
+            )
+        } else {
+            None
+        };
+        let stop = run.options.stop.clone().unwrap_or_default();
+        let shared = Arc::new(Shared::new(epochs, log.clone(), self.workers, stop));
+        let (pieces, received) = unbounded();
+        let (lane_states, lane_cuts) = unbounded::<crate::sink::LaneState>();
+
+        let lanes_of = |name: &str| {
+            restored
+                .iter()
+                .flat_map(|r| &r.processes)
+                .flat_map(|(meta, _)| &meta.lanes)
+                .filter(|l| (l["sink"] == dead_lane::NAME) == (name == dead_lane::NAME))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let mut dead_state = None;
+        for lane in lanes_of(dead_lane::NAME) {
+            let lane: dead_lane::State =
+                serde_json::from_value(lane).map_err(|e| state(&format!("checkpoint: dead letters: {e}")))?;
+            if lane.process == self.process {
+                dead_state = Some(lane);
+            } else if self.process == 0 && lane.process >= self.processes {
+                // What a process that is no more wrote after the cut is written again, by others.
+                let dir = self.layout.data.join("dead-letters");
+                dead_letters::cut_back(&*fs, &dir, lane.process, lane.position)
+                    .map_err(|e| state(&format!("dead letters: {e}")))?;
+            }
+        }
+        let first_checkpoint = restored.as_ref().is_some_and(|r| r.manifest.cut == 0);
+        let store = DeadLetters::open(
+            fs.clone(),
+            &self.layout.data.join("dead-letters"),
+            self.process,
+            // Checkpoint 0 holds no lanes: what was written after it is written again.
+            dead_state.map(|s| s.position).or_else(|| first_checkpoint.then(DeadPosition::default)),
+            world.metrics.clone(),
+        )
+        .map_err(|e| state(&format!("dead letters: {e}")))?;
+        let (dead, dead_thread) =
+            dead_lane::start(store, (self.process, self.workers), streams.clone(), pieces.clone(), shared.clone());
+
+        let others: Result<Vec<crate::sink::LaneState>, _> =
+            lanes_of("").into_iter().map(serde_json::from_value).collect();
+        let inventory = self.pure.inventory.clone();
+        let shed_to = (fs.clone(), self.layout.data.join("shed"), Mutex::new(()));
+        let context = LaneContext {
+            fs: fs.clone(),
+            clock: run.clock.clone(),
+            dir: self.layout.data.join("lanes"),
+            term: plan.lane_term,
+            process: self.process,
+            processes: self.processes,
+            workers: self.workers,
+            metrics: world.metrics.clone(),
+            cuts: lane_states,
+            labels: Arc::new(move |sensor: &str, label: &str| inventory.get(sensor)?.get(label).cloned()),
+            shed: Arc::new(move |sink: &str, shed: crate::sink::Shed| {
+                let (fs, dir, one_at_a_time) = &shed_to;
+                let _guard = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = set_aside(&**fs, dir, sink, &shed) {
+                    tracing::error!(sink, %error, "what a full lane shed cannot be written down, and is lost");
+                }
+            }),
+        };
+        let others = others.map_err(|e| state(&format!("checkpoint: lanes: {e}")))?;
+        let lanes = Lanes::open(&self.sinks, context, others, world.runtime.handle()).map_err(start_failure)?;
+        let lane_handle = lanes.handle();
+
+        let per_worker = 4 * self.workers;
+        let of_first = if self.process == 0 { 3 } else { 0 };
+        let sinks = lanes.sinks().len();
+        let expected = Expected { pieces: per_worker + of_first + sinks + 1 };
+        let mut threads = vec![dead_thread, self.relay(lane_cuts, pieces.clone())];
+        let cuts = Cuts {
+            interval: if plan.live { (run.config.checkpoint.interval.us() / 1000) as u64 } else { u64::MAX },
+            after: plan.script.last().map_or(plan.floor, |(epoch, _)| *epoch).max(plan.floor),
+        };
+        let lanes = Arc::new(RwLock::new(Some(lanes)));
+        let committed = lanes.clone();
+        let checkpointer = Checkpointer {
+            fs: fs.clone(),
+            clock: run.clock.clone(),
+            dir: self.layout.checkpoints.clone(),
+            logs: (plan.live && self.process == 0).then(|| self.layout.logs.clone()),
+            retention_ms: (run.config.epochs.retention.us() / 1000) as u64,
+            keep: run.config.checkpoint.keep as usize,
+            term: plan.term,
+            cluster: (self.process, self.processes, peers),
+            config: plan.config.clone(),
+            expected,
+            interval_ms: if plan.live { cuts.interval } else { 0 },
+            metrics: world.metrics.clone(),
+            readiness: world.readiness.clone(),
+            shared: shared.clone(),
+            committed: Box::new(move |cut| {
+                if let Some(lanes) = &*committed.read().unwrap_or_else(PoisonError::into_inner) {
+                    lanes.committed(cut);
+                }
+            }),
+        };
+        let (thread, last_checkpoint) = checkpointer.start(received);
+        threads.push(thread);
+        if let Some(log) = log
+            && run.config.epochs.durability == DurabilitySetting::Disk
+        {
+            let shared = shared.clone();
+            threads.push(std::thread::spawn(move || {
+                if let Err(error) = log.sync_loop() {
+                    shared.fail(Failure::state(format!("epoch log: {error}; make room or give data_dir another disk")));
+                }
+            }));
+        }
+
+        let clients = Arc::new(ViewClients::new(self.workers));
+        if plan.live {
+            self.serve(&clients, &shared, plan)?;
+            self.watch(&streams, &shared, plan);
+        }
+        Ok(Arc::new(Started {
+            shared,
+            logic,
+            restored,
+            decoders,
+            pieces,
+            lanes,
+            lane_handle,
+            dead,
+            threads: Mutex::new(threads),
+            last_checkpoint,
+            totals: unbounded(),
+            clients,
+            cuts,
+        }))
+    }
+
+    /// Lanes speak of their own states; the checkpointer takes pieces.
+    fn relay(
+        &self,
+        states: Receiver<crate::sink::LaneState>,
+        pieces: Sender<(Epoch, crate::checkpoint::Piece)>,
+    ) -> JoinHandle<()> {
+        std::thread::spawn(move || {
+            for state in states {
+                let cut = state.cut;
+                match serde_json::to_value(state) {
+                    Ok(value) => {
+                        let _ = pieces.send((cut, crate::checkpoint::Piece::Lane(value)));
+                    }
+                    Err(error) => tracing::error!(%error, "a lane's state cannot be written down"),
+                }
+            }
+        })
+    }
+
+    fn serve(&self, clients: &Arc<ViewClients>, shared: &Arc<Shared>, plan: &Plan) -> Result<(), Failure> {
+        let world = &self.world;
+        let options = &world.run.options;
+        if options.signals || options.stop_after.is_some() {
+            let (shared, signals, after) = (shared.clone(), options.signals, options.stop_after);
+            let readiness = world.readiness.clone();
+            world.runtime.spawn(async move {
+                stop_asked(signals, after).await;
+                readiness.set(reason::STOPPING, Some("asked to stop".to_owned()));
+                shared.stop.store(true, SeqCst);
+                if signals {
+                    // Asked twice means now: what is not done is done again after the restart.
+                    stop_asked(true, None).await;
+                    std::process::exit(130);
+                }
+            });
+        }
+        let Some(listener) = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        let address = listener.local_addr().map_err(|e| Failure::configuration(format!("server.listen: {e}")))?;
+        let state = ServerState {
+            metrics: world.metrics.clone(),
+            readiness: world.readiness.clone(),
+            views: clients.clone(),
+            process: ProcessStatus {
+                process: self.process,
+                processes: self.processes,
+                workers: self.workers,
+                started_ms: world.run.clock.wall_ms(),
+                term: plan.term,
+            },
+        };
+        // Held as long as the server runs: it ends with the runtime.
+        let (ends, shutdown) = tokio::sync::watch::channel(false);
+        world.runtime.spawn(async move {
+            let _ends = ends;
+            if let Err(error) = server::serve(listener, state, shutdown).await {
+                tracing::error!(%error, "the server ended");
+            }
+        });
+        if let Some(started) = &options.started {
+            started(address);
+        }
+        Ok(())
+    }
+}
+
+/// What a lane with `when_full = "dead_letter"` had no room for: a JSON line each in `data_dir/shed/SINK.jsonl`.
+fn set_aside(fs: &dyn Fs, dir: &std::path::Path, sink: &str, shed: &crate::sink::Shed) -> std::io::Result<()> {
+    let mut lines = Vec::new();
+    match shed {
+        crate::sink::Shed::Alerts(alerts) => {
+            for entry in &alerts.0.alerts {
+                crate::sink::line::write(alerts.0.epoch, entry, &mut lines);
+                lines.push(b'\n');
+            }
+        }
+        crate::sink::Shed::Rows(rows) => {
+            for row in &rows.batch.rows {
+                let (source, topic) = &rows.batch.streams[usize::from(row.stream)];
+                let name = rows.names.name(row.series);
+                let line = serde_json::json!({
+                    "source": source, "topic": topic, "partition": row.partition, "offset": row.offset, "index": row.index,
+                    "sensor": name.map(|n| &*n.sensor), "metric": name.map(|n| &*n.metric), "time": row.time,
+                    "value": row.value,
+                });
+                lines.extend(line.to_string().into_bytes());
+                lines.push(b'\n');
+            }
+        }
+    }
+    fs.create_dir(dir)?;
+    let path = dir.join(format!("{sink}.jsonl"));
+    let mut file = if fs.exists(&path) { fs.append(&path)? } else { fs.create(&path)? };
+    file.write_all(&lines)
+}

@@ -1,0 +1,101 @@
+//! Watches the world while the workers work: the clusters that sources read, and whoever asks us to stop.
+
+use super::stretch::Stretch;
+use crate::plan::Plan;
+use crate::process::Shared;
+use crate::server::readiness::reason;
+use operators::Stream;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Stretch {
+    /// Watches the clusters: whether they answer, and whether topics have grown.
+    pub(super) fn watch(self: &Arc<Self>, streams: &Arc<Vec<(String, String)>>, shared: &Arc<Shared>, plan: &Plan) {
+        let (this, streams, shared) = (Arc::downgrade(self), streams.clone(), Arc::downgrade(shared));
+        let mut known: BTreeMap<Stream, u32> = BTreeMap::new();
+        for (stream, partition, _, _) in &plan.positions {
+            let count = known.entry(*stream).or_default();
+            *count = (*count).max(partition + 1);
+        }
+        std::thread::spawn(move || {
+            let mut down: BTreeMap<Stream, bool> = BTreeMap::new();
+            loop {
+                for (stream, (source, topic)) in (0..).zip(streams.iter()) {
+                    let (Some(this), Some(shared)) = (this.upgrade(), shared.upgrade()) else { return };
+                    let origin = &this.world.run.origin;
+                    let answer = origin.partitions(stream).and_then(|count| {
+                        for partition in known.get(&stream).copied().unwrap_or(0)..count {
+                            let (first, _) = origin.watermarks(stream, partition)?;
+                            shared.discovered.add(stream, partition, first);
+                            known.insert(stream, partition + 1);
+                        }
+                        Ok(())
+                    });
+                    let (up, why) = match answer {
+                        Ok(()) => (true, None),
+                        Err(error) => (false, Some(error.to_string())),
+                    };
+                    origin.set_up(stream, up);
+                    this.world.metrics.source_up.with_label_values(&[source]).set(i64::from(up));
+                    if down.insert(stream, !up) != Some(!up) {
+                        match &why {
+                            Some(why) => {
+                                shared.hearing.deafen();
+                                tracing::warn!(source, topic, why, "source cannot be reached; trying on");
+                            }
+                            None => tracing::info!(source, topic, "source can be reached"),
+                        }
+                    }
+                    this.world.readiness.set_for(reason::SOURCE_DOWN, source, why);
+                }
+                let (Some(this), Some(shared)) = (this.upgrade(), shared.upgrade()) else { return };
+                this.look_at_ends(&shared, &known);
+                drop((this, shared));
+                std::thread::sleep(WATCH);
+            }
+        });
+    }
+
+    /// After something kept us from listening: the ends that the partitions have now, asked for after it began.
+    fn look_at_ends(&self, shared: &Shared, partitions: &BTreeMap<Stream, u32>) {
+        let generation = shared.hearing.generation();
+        if generation == shared.ends.generation() {
+            return;
+        }
+        let mut ends = BTreeMap::new();
+        for (stream, count) in partitions {
+            for partition in 0..*count {
+                match self.world.run.origin.watermarks(*stream, partition) {
+                    Ok((_, end)) => ends.insert((*stream, partition), end),
+                    Err(_) => return,
+                };
+            }
+        }
+        shared.ends.publish(generation, ends);
+    }
+}
+
+/// How often the clusters are looked at.
+const WATCH: Duration = Duration::from_secs(2);
+
+pub(super) async fn stop_asked(signals: bool, after: Option<Duration>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let interrupt = signal(SignalKind::interrupt());
+    let terminate = signal(SignalKind::terminate());
+    let asked = async {
+        match (signals, interrupt, terminate) {
+            (true, Ok(mut interrupt), Ok(mut terminate)) => {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            }
+            _ => std::future::pending().await,
+        }
+    };
+    let over = async {
+        match after {
+            Some(after) => tokio::time::sleep(after).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! { () = asked => {}, () = over => {} }
+}

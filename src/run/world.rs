@@ -1,0 +1,280 @@
+//! What comes before the workers: what earlier runs left, whose configuration was in force, and the plan of each stretch.
+
+use super::stretch::Stretch;
+use super::{Run, cannot_start, look_at_data_dir, start_failure};
+use crate::config::Pure;
+use crate::epoch_log;
+use crate::error::Failure;
+use crate::metrics::Metrics;
+use crate::nodes::Totals;
+use crate::plan::{self, Layout, Plan};
+use crate::seam::replace;
+use crate::server::readiness::Readiness;
+use crate::source::origin::Origin;
+use crate::source::replay::Line;
+use operators::{Epoch, Stream};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+
+pub(super) struct World {
+    pub(super) run: Run,
+    pub(super) runtime: tokio::runtime::Runtime,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) readiness: Arc<Readiness>,
+}
+
+/// Totals, alert transitions, what sinks had not taken.
+pub(super) type Result3 = (Totals, u64, BTreeMap<String, u64>);
+
+impl World {
+    fn config_text(&self, layout: &Layout, hash: &str) -> Result<Pure, Failure> {
+        let path = layout.configs.join(format!("{hash}.toml"));
+        let text = self.run.fs.read(&path).map_err(|e| {
+            Failure::state(format!("{}: {e}; the epoch log needs the configuration that was in force", path.display()))
+        })?;
+        let text = String::from_utf8(text).map_err(|e| Failure::state(format!("{}: {e}", path.display())))?;
+        Pure::parse(&text).map_err(|e| Failure::state(format!("{}: {e}", path.display())))
+    }
+
+    fn record_config(&self, layout: &Layout) -> Result<String, Failure> {
+        let hash = self.run.pure.hash();
+        let path = layout.configs.join(format!("{hash}.toml"));
+        let written = self.run.fs.create_dir(&layout.configs).and_then(|()| {
+            if self.run.fs.exists(&path) {
+                Ok(())
+            } else {
+                replace(&*self.run.fs, &path, self.run.pure.text().as_bytes())
+            }
+        });
+        written.map_err(|e| {
+            Failure::configuration(format!("data_dir: {}: {e}; choose a folder this user may write to", path.display()))
+        })?;
+        Ok(hash)
+    }
+
+    /// What can stop a start is asked before anything is written down: a run that cannot begin leaves nothing behind.
+    fn look_first(&self) -> Result<(), Failure> {
+        look_at_data_dir(&*self.run.fs, &self.run.config.data_dir)?;
+        for (stream, (source, _)) in (0..).zip(&self.run.pure.streams()) {
+            self.run.origin.partitions(stream).map_err(|error| cannot_start(source, error))?;
+        }
+        for (name, sink) in &self.run.config.sinks {
+            crate::sink::verify(sink, self.runtime.handle()).map_err(|error| {
+                let Failure { code, message } = start_failure(error);
+                Failure { code, message: format!("sinks.{name}: {message}") }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Terms that ran with another configuration are replayed with it, by this process alone; then everything goes on
+    /// from a checkpoint at their end.
+    pub(super) fn live(self: &Arc<Self>, listener: Option<std::net::TcpListener>) -> Result<Result3, Failure> {
+        self.look_first()?;
+        let layout = Layout::new(self.run.config.data_dir.clone());
+        let mut listener = listener;
+        if self.run.options.process == 0 {
+            let hash = self.record_config(&layout)?;
+            loop {
+                let past = plan::past(&*self.run.fs, &layout)?;
+                let changed = past.terms.iter().any(|t| t.header.config != hash);
+                let Some(old) = past.terms.first().map(|t| t.header.config.clone()).filter(|_| changed) else {
+                    let plan = self.plan_live(&layout, past, hash)?;
+                    return self.stretch(layout, Some(plan), self.run.pure.clone(), listener.take())?.go();
+                };
+                tracing::info!(config = old, "what an earlier configuration began is finished with it first");
+                let pure = self.config_text(&layout, &old)?;
+                let mut plan = self.plan_replay(past, &old, &pure)?;
+                // Files of this stretch have a term of their own: nothing of the old one is written over.
+                plan.lane_term = plan.newest_term + 1;
+                self.make_term(&layout, plan.lane_term)?;
+                self.stretch(layout.clone(), Some(plan), pure, None)?.go()?;
+            }
+        }
+        self.stretch(layout, None, self.run.pure.clone(), listener)?.go()
+    }
+
+    /// Runs the whole epoch log again, configuration by configuration, into another directory.
+    pub(super) fn replay(self: &Arc<Self>, into: PathBuf) -> Result<Result3, Failure> {
+        let layout = Layout::new(self.run.config.data_dir.clone()).replaying_into(into);
+        if self.run.fs.exists(&layout.checkpoints) {
+            return Err(Failure::configuration(format!(
+                "{} holds the state of another run; replay into an empty folder",
+                layout.data.display()
+            )));
+        }
+        let mut result = (Totals::new(), 0, BTreeMap::new());
+        loop {
+            let past = plan::past(&*self.run.fs, &layout)?;
+            let Some(config) = past.terms.first().map(|t| t.header.config.clone()) else {
+                return if past.restored.is_some() {
+                    Ok(result)
+                } else {
+                    Err(Failure::configuration(format!("{} holds no epoch log to replay", layout.logs.display())))
+                };
+            };
+            let first = epoch_log::terms(&*self.run.fs, &layout.logs).map_err(|e| Failure::state(format!("{e:#}")))?;
+            // Its folder is enough: a term may have ended before it logged anything.
+            if past.restored.is_none() && first.first() != Some(&1) {
+                return Err(Failure::state("the epoch log's first term is gone (epochs.retention); a replay needs it"));
+            }
+            let pure = self.config_text(&layout, &config)?;
+            let plan = self.plan_replay(past, &config, &pure)?;
+            result = self.stretch(layout.clone(), Some(plan), pure, None)?.go()?;
+        }
+    }
+
+    /// A plan that only reads again: the leading terms with this configuration.
+    fn plan_replay(&self, past: plan::Past, config: &str, pure: &Pure) -> Result<Plan, Failure> {
+        let mut terms = past.terms;
+        let same = terms.iter().take_while(|t| t.header.config == config).count();
+        terms.truncate(same);
+        let streams = pure.streams();
+        let term = terms.last().map_or(0, |t| t.term);
+        let positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
+        let script = plan::script(&terms, &streams)?;
+        let positions = with_new_partitions(from_headers(positions, &terms, &streams), &script, &*self.run.origin)?;
+        Ok(Plan {
+            term,
+            lane_term: term,
+            newest_term: past.newest_term,
+            carried: Vec::new(),
+            config: config.to_owned(),
+            checkpoint: past.restored.map(|r| r.dir),
+            streams,
+            script,
+            live: false,
+            floor: past.floor,
+            positions,
+            ends: BTreeMap::new(),
+        })
+    }
+
+    /// The first to make a term's directory has the term.
+    fn make_term(&self, layout: &Layout, term: u64) -> Result<(), Failure> {
+        let fs = &self.run.fs;
+        let made =
+            fs.create_dir(&layout.logs).and_then(|()| fs.create_dir_new(&epoch_log::term_dir(&layout.logs, term)));
+        made.map_err(|e| Failure::state(format!("term {term}: {e}; does another streamgauge use this data_dir?")))
+    }
+
+    /// A plan that reads again what is left, and goes on.
+    fn plan_live(&self, layout: &Layout, past: plan::Past, config: String) -> Result<Plan, Failure> {
+        let (fs, origin) = (&*self.run.fs, &*self.run.origin);
+        let streams = self.run.pure.streams();
+        let term = past.newest_term + 1;
+        let positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
+        let mut positions = from_headers(positions, &past.terms, &streams);
+        let mut ends = BTreeMap::new();
+        for (stream, (source, topic)) in (0..).zip(&streams) {
+            let cannot = |error| cannot_start(source, error);
+            let known =
+                past.restored.as_ref().is_some_and(|r| r.positions().any(|p| p.source == *source && p.topic == *topic));
+            for partition in 0..origin.partitions(stream).map_err(cannot)? {
+                let (low, high) = origin.watermarks(stream, partition).map_err(cannot)?;
+                ends.insert(format!("{stream}/{partition}"), high);
+                match positions.iter().find(|(s, p, _, _)| (*s, *p) == (stream, partition)) {
+                    Some((_, _, next, _)) if *next < low => {
+                        return Err(Failure::state(format!(
+                            "{topic}/{partition}: records from {next} to {low} were removed before they were read; \
+                             lengthen the topic's retention. To go on without them, move {} away",
+                            layout.data.display()
+                        )));
+                    }
+                    Some((_, _, next, _)) if *next > high => {
+                        return Err(Failure::state(format!(
+                            "{topic}/{partition} ends at {high}, but {next} was read before; the topic was made anew. To \
+                             begin anew, move {} away",
+                            layout.data.display()
+                        )));
+                    }
+                    Some(_) => {}
+                    // "Start at the end" is resolved once; a partition that is new since is read from its beginning.
+                    None if !known && origin.begins_at_end(stream) => positions.push((stream, partition, high, None)),
+                    None => positions.push((stream, partition, low, None)),
+                }
+            }
+        }
+        self.make_term(layout, term)?;
+        if past.restored.is_none() {
+            plan::write_first(fs, layout, term, &config, &streams, &positions)
+                .map_err(|e| Failure::state(format!("checkpoint 0: {e:#}")))?;
+        }
+        let script = plan::script(&past.terms, &streams)?;
+        let carried = past.restored.as_ref().map_or_else(Vec::new, |r| plan::unknown_positions(r, &streams));
+        Ok(Plan {
+            term,
+            lane_term: term,
+            newest_term: past.newest_term,
+            carried,
+            config,
+            checkpoint: past.restored.map(|r| r.dir),
+            streams,
+            script,
+            live: true,
+            floor: past.floor,
+            positions,
+            ends,
+        })
+    }
+
+    fn stretch(
+        self: &Arc<Self>,
+        layout: Layout,
+        plan: Option<Plan>,
+        pure: Pure,
+        listener: Option<std::net::TcpListener>,
+    ) -> Result<Arc<Stretch>, Failure> {
+        let options = &self.run.options;
+        let alone = plan.as_ref().is_some_and(|p| !p.live);
+        let sinks = if options.replay_into.is_some() { BTreeMap::new() } else { self.run.config.sinks.clone() };
+        Ok(Arc::new(Stretch {
+            world: self.clone(),
+            layout,
+            plan: plan.map_or_else(OnceLock::new, OnceLock::from),
+            pure,
+            workers: self.run.config.workers,
+            processes: if alone { 1 } else { options.processes.max(1) },
+            process: if alone { 0 } else { options.process },
+            sinks,
+            started: OnceLock::new(),
+            listener: Mutex::new(listener),
+        }))
+    }
+}
+
+/// Where a partition that the checkpoint does not know stood when a later term began: the term's header says so.
+fn from_headers(
+    mut positions: Vec<plan::Start>,
+    terms: &[epoch_log::TermLog],
+    streams: &[(String, String)],
+) -> Vec<plan::Start> {
+    for log in terms {
+        for (number, partition, next) in &log.header.positions {
+            let name = log.header.streams.get(usize::from(*number));
+            let Some(stream) = name.and_then(|name| streams.iter().position(|s| s == name)) else { continue };
+            if !positions.iter().any(|(s, p, _, _)| (usize::from(*s), *p) == (stream, *partition)) {
+                positions.push((stream as Stream, *partition, *next, None));
+            }
+        }
+    }
+    positions
+}
+
+/// Partitions that appear in the script but not in the positions were new then: they begin at their first record.
+fn with_new_partitions(
+    mut positions: Vec<plan::Start>,
+    script: &[(Epoch, Line)],
+    origin: &dyn Origin,
+) -> Result<Vec<plan::Start>, Failure> {
+    for (_, line) in script {
+        if let Line::Range(range) = line
+            && !positions.iter().any(|(s, p, _, _)| (*s, *p) == (range.stream, range.partition))
+        {
+            let (low, _) = origin.watermarks(range.stream, range.partition).map_err(|e| Failure::source(&e))?;
+            positions.push((range.stream, range.partition, low, None));
+        }
+    }
+    Ok(positions)
+}
