@@ -16,7 +16,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: ## alerts within seconds of the build: broker, sensors and pipeline in one process, nothing to install
-	@for tool in cargo:'the Rust toolchain (rustup)' cc:'a C compiler (Debian: gcc)' c++:'a C++ compiler, for the configure script of librdkafka (Debian: g++)' make:'make'; do \
+	@for tool in cargo:'the Rust toolchain (rustup)' cc:'a C compiler (Debian: gcc)' make:'make'; do \
 	    command -v "$${tool%%:*}" >/dev/null || { echo "demo needs $${tool#*:}: please install it" >&2; missing=1; }; \
 	done; test -z "$$missing"
 	cargo run --release -- demo

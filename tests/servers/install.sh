@@ -91,7 +91,6 @@ redis_stack() {
 
 debian <<'PACKAGES'
 gcc gcc
-g++ c++
 make make
 pkg-config pkg-config
 libssl-dev /usr/include/openssl/ssl.h
