@@ -3,7 +3,7 @@
 //! Everything follows the series' own clock, the newest event time that it has accepted: one stuck gateway makes
 //! nobody else late, and an identity is forgotten by its own series and no other. A series that has been silent for
 //! `series_ttl` of counted time is forgotten but for its clock, which is what keeps its old readings from being taken
-//! for new ones.
+//! for new ones, also after it has returned.
 
 use crate::counted::CountedTime;
 use crate::dictionary::SharedDictionary;
@@ -12,6 +12,7 @@ use crate::key_group::KEY_GROUPS;
 use crate::state::{GroupStates, Reader, StateError, Writer, save_groups};
 use crate::{Batch, Epoch, Judged, Reading, SeriesNo, Verdict};
 use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -103,6 +104,9 @@ pub struct Judge {
     ids: u64,
     /// Bytes that they take.
     id_bytes: usize,
+    /// Where a series that has returned was when it was forgotten, for as long as lateness alone does not say more. Rare,
+    /// so beside the series and not in it. Looked up, never gone through.
+    floors: HashMap<SeriesNo, i64, RandomState>,
     /// Each live series once: counted time at which it may be forgotten, as known when it was put here.
     silence: BinaryHeap<Reverse<(u64, SeriesNo)>>,
 }
@@ -118,6 +122,7 @@ impl Judge {
             live: vec![0; usize::from(KEY_GROUPS)],
             ids: 0,
             id_bytes: 0,
+            floors: HashMap::default(),
             silence: BinaryHeap::new(),
         }
     }
@@ -155,7 +160,10 @@ impl Judge {
                 tally.duplicates += 1;
                 return None;
             }
-            if time < series.clock.saturating_sub(self.config.allowed_lateness) {
+            if time < series.clock
+                && (time < series.clock.saturating_sub(self.config.allowed_lateness)
+                    || below_floor(&self.floors, reading.series, time))
+            {
                 tally.late += 1;
                 out.readings.push(judged(reading, Verdict::Late));
                 return None;
@@ -174,6 +182,8 @@ impl Judge {
             *live += 1;
             if series.life == Life::Unknown {
                 out.created.push(reading.series);
+            } else {
+                self.floors.insert(reading.series, series.clock);
             }
             series.life = Life::Live;
             series.clock = time;
@@ -224,6 +234,7 @@ impl Judge {
                 continue;
             }
             series.life = Life::Forgotten;
+            self.floors.remove(&no);
             self.ids -= series.ids.len() as u64;
             self.id_bytes -= series.ids.bytes();
             series.ids = Ids::default();
@@ -257,6 +268,13 @@ impl Judge {
                 w.i64(series.clock);
                 w.u64(series.moved);
                 w.u8(u8::from(series.life == Life::Live));
+                // Of a floor that lateness alone has overtaken nothing is left.
+                let late = series.clock.saturating_sub(self.config.allowed_lateness);
+                let floor = self.floors.get(&no).filter(|floor| **floor >= late);
+                w.u8(u8::from(floor.is_some()));
+                if let Some(floor) = floor {
+                    w.i64(*floor);
+                }
                 // What has expired is not part of the state, wherever in the ring it still lies.
                 let cut = series.clock.saturating_sub(self.config.dedup_window);
                 let remembered = || series.ids.iter().filter(|id| id.time >= cut);
@@ -282,6 +300,11 @@ impl Judge {
             series.moved = moved;
             series.life = if live { Life::Live } else { Life::Forgotten };
             created.push(no);
+            if r.bool()? {
+                let floor = r.time()?;
+                r.check(live && floor < clock, "a series that has returned lies above its floor")?;
+                self.floors.insert(no, floor);
+            }
             for _ in 0..r.count(28)? {
                 let id = Id { identity: r.u128()?, time: r.time()?, check: r.u32()? };
                 series.ids.push(id, i64::MIN, &self.hasher);
@@ -296,6 +319,12 @@ impl Judge {
         })?;
         r.finish()
     }
+}
+
+/// Whether a returned series was already past this time when it was forgotten: then its old identities, which nobody
+/// remembers, may have held this very reading.
+fn below_floor(floors: &HashMap<SeriesNo, i64, RandomState>, series: SeriesNo, time: i64) -> bool {
+    floors.get(&series).is_some_and(|floor| time <= *floor)
 }
 
 fn judged(r: &Reading, verdict: Verdict) -> Judged {

@@ -41,6 +41,8 @@ struct Naive {
     clock: Option<i64>,
     moved: u64,
     live: bool,
+    /// Its clock when it was last forgotten.
+    floor: Option<i64>,
     /// (identity, time, value bits)
     accepted: Vec<(u128, i64, u64)>,
 }
@@ -68,7 +70,7 @@ impl Naive {
             let conflict = (*time, *value) != (r.time, r.value.to_bits());
             return if conflict && strict { Answer::Refused(Refusal::Conflict) } else { Answer::Duplicate };
         }
-        if self.live && r.time < c - 20 {
+        if self.live && (r.time < c - 20 || self.floor.is_some_and(|floor| r.time <= floor)) {
             return Answer::Kept(Verdict::Late);
         }
         self.live = true;
@@ -140,7 +142,7 @@ proptest! {
                         let due = series.live && counted.at(last).saturating_sub(series.moved) >= TTL;
                         prop_assert_eq!(is, due, "operation {}: {:?}", n, names[i]);
                         if due {
-                            *series = Naive { clock: series.clock, moved: series.moved, ..Naive::default() };
+                            *series = Naive { clock: series.clock, moved: series.moved, floor: series.clock, ..Naive::default() };
                         }
                     }
                 }

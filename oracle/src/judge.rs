@@ -57,6 +57,8 @@ struct Series {
     moved: u64,
     /// Has accepted a reading, and is not forgotten since.
     live: bool,
+    /// c when it was last forgotten.
+    forgotten_at: Option<i64>,
     /// What it accepted: identity -> event time, value bits.
     accepted: HashMap<Identity, (i64, u64)>,
     /// When to let go of old ones.
@@ -160,6 +162,7 @@ impl<'a> Judge<'a> {
         let series = &mut self.series[place];
         if series.live && silent_ms >= self.config.series_ttl_ms {
             series.live = false;
+            series.forgotten_at = Some(series.clock);
             series.accepted = HashMap::new();
             series.windows = Vec::new();
             series.watches.iter_mut().for_each(Watch::forget);
@@ -332,7 +335,8 @@ impl<'a> Judge<'a> {
                 _ => Verdict::Duplicate { conflicting },
             };
         }
-        if time < clock.saturating_sub(self.config.allowed_lateness_us) {
+        let before_it_was_forgotten = series.forgotten_at.is_some_and(|floor| time <= floor);
+        if time < clock.saturating_sub(self.config.allowed_lateness_us) || before_it_was_forgotten {
             return Verdict::Late;
         }
         self.accept(place, reading, Some(clock));
@@ -351,6 +355,7 @@ impl<'a> Judge<'a> {
             clock: i64::MIN,
             moved: 0,
             live: false,
+            forgotten_at: None,
             accepted: HashMap::new(),
             prune_at: 64,
             windows: Vec::new(),

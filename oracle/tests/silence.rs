@@ -172,8 +172,12 @@ fn a_forgotten_series_keeps_its_clock_and_returns_above_it_as_a_new_one() {
     assert!(late.run().rolling.is_empty());
     let early = trace.clone().epoch(5_999, [json("a", 3.0, 3.0), json("a", 2.0, 1.0)]);
     assert_eq!((early.counts().duplicates, early.counts().behind), (1, 1), "a millisecond earlier it is still known");
-    let new = trace.epoch(6_000, [json("a", 4.0, 7.0), json("a", 2.5, 5.0)]);
-    assert_eq!(new.archive()[2..], ["a 4 accepted", "a 2.5 behind"]);
+    let new = trace.epoch(6_000, [json("a", 4.0, 7.0), json("a", 3.5, 5.0), json("a", 3.0, 3.0), json("a", 2.5, 5.0)]);
+    assert_eq!(
+        new.archive()[2..],
+        ["a 4 accepted", "a 3.5 behind", "a 3 late", "a 2.5 late"],
+        "what it may have accepted before it was forgotten stays late"
+    );
     let rolling = &new.run().rolling[0];
     assert_eq!((rolling.count, rolling.mean, rolling.ewma), (2.0, 6.0, 7.0), "its windows begin anew");
 }
