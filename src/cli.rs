@@ -2,6 +2,7 @@
 
 use crate::config::{self, Interval, Loaded, MessageFormat, Overrides, Report};
 use crate::error::Failure;
+use crate::progress::ReadingBar;
 use crate::run::{RunOptions, Summary};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
@@ -183,7 +184,9 @@ fn told(error: anyhow::Error) -> Failure {
 fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     args.check()?;
     let loaded = global.load(&args.overrides(global))?;
+    let bar = (args.until_end || args.replay.is_some()).then(ReadingBar::new);
     let options = RunOptions {
+        bar: bar.clone(),
         processes: usize::from(args.processes_total),
         process: usize::from(args.process),
         hostfile: args.hostfile.clone(),
@@ -194,7 +197,11 @@ fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
         signals: true,
         ..RunOptions::default()
     };
-    let summary = crate::run::run(&loaded, options)?;
+    let ended = crate::run::run(&loaded, options);
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    let summary = ended?;
     let line = match args.summary {
         SummaryFormat::Text => in_words(&summary),
         SummaryFormat::Json => serde_json::to_string(&summary).unwrap_or_default(),

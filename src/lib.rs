@@ -25,6 +25,7 @@ pub mod plain;
 pub mod plan;
 pub mod process;
 pub mod produce;
+pub mod progress;
 pub mod run;
 pub mod seam;
 pub mod server;

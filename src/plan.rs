@@ -78,6 +78,18 @@ impl Plan {
         };
         self.ends.iter().filter_map(parse).collect()
     }
+
+    /// Where reading ends, as far as it is known: the ends now, or where the log's last range ends.
+    pub fn goals(&self) -> BTreeMap<(Stream, u32), i64> {
+        let mut goals = self.end_map();
+        for (_, line) in &self.script {
+            if let Line::Range(range) = line {
+                let goal = goals.entry((range.stream, range.partition)).or_insert(range.next);
+                *goal = (*goal).max(range.next);
+            }
+        }
+        goals
+    }
 }
 
 /// What the logs and checkpoints in a state directory come to.

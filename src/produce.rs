@@ -4,14 +4,13 @@ pub mod sender;
 
 use crate::data_files::{Columns, Pace, Rows, Speed};
 use crate::error::Failure;
+use crate::progress;
 use crate::seam::{Clock, RealClock};
 use crate::simulate::faults::{FaultKind, FaultPlan};
 use crate::simulate::signal::Metric;
 use crate::simulate::{JudgedBy, Plant, Share, Simulator, Truth};
-use indicatif::{ProgressBar, ProgressStyle};
 use sender::{Sender, Sent, Target};
 use serde::Serialize;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -391,7 +390,7 @@ impl Run {
         let speed = if paced { Speed::Times(1.0) } else { Speed::Max };
         let mut pace = Pace::new(speed, self.clock.clone());
         pace.wait(start_ms * 1_000);
-        let bar = bar(readings, "readings");
+        let bar = progress::bar(readings, "readings");
         let mut n = 0u64;
         let mut failed = None;
         while let Some(due_ms) = simulator.next_at() {
@@ -433,7 +432,7 @@ impl Run {
     }
 
     fn file(mut self, path: &Path, mut rows: Rows, speed: Speed) -> Result<Summary, Failure> {
-        let bar = bar(std::fs::metadata(path).ok().map(|m| m.len()), "bytes");
+        let bar = progress::bar(std::fs::metadata(path).ok().map(|m| m.len()), "bytes");
         let mut pace = Pace::new(speed, self.clock.clone());
         let partitions = u64::from(self.sender.partitions());
         let mut n = 0u64;
@@ -484,18 +483,6 @@ impl Summary {
         });
         Self { records: sent.records, bytes: sent.bytes, failed: sent.failed, seconds: 0.0, truth, skipped }
     }
-}
-
-/// A progress bar on standard error, if that is a terminal.
-fn bar(length: Option<u64>, unit: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let (bar, template) = match length {
-        Some(n) => (ProgressBar::new(n), format!("{{wide_bar}} {{human_pos}} of {{human_len}} {unit}  {{eta}}")),
-        None => (ProgressBar::new_spinner(), format!("{{spinner}} {{human_pos}} {unit}  {{per_sec}}")),
-    };
-    bar.with_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// A flag that SIGINT and SIGTERM set; a second one ends the program at once.

@@ -11,6 +11,7 @@ use crate::error::Failure;
 use crate::ledger::Counts;
 use crate::metrics::Metrics;
 use crate::nodes::Totals;
+use crate::progress::ReadingBar;
 use crate::seam::{Clock, Fs, RealClock, RealFs};
 use crate::server;
 use crate::server::readiness::Readiness;
@@ -48,6 +49,8 @@ pub struct RunOptions {
     pub signals: bool,
     /// Told, once per epoch, how far each partition has been read.
     pub progress: Option<Progress>,
+    /// Shows how far this process has read of what it has to, where it has an end.
+    pub bar: Option<ReadingBar>,
     /// Told where the page is, once it is there.
     pub started: Option<Arc<dyn Fn(std::net::SocketAddr) + Send + Sync>>,
 }

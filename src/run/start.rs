@@ -42,6 +42,10 @@ impl Stretch {
             Some(dir) => Some(Arc::new(checkpoint::load(&*fs, dir).map_err(|e| state(&format!("{e:#}")))?)),
             None => None,
         };
+        if let Some(bar) = &run.options.bar {
+            let mine = |partition: u32| partition as usize % peers / self.workers == self.process;
+            bar.planned(plan.positions.iter().filter(|(_, partition, _, _)| mine(*partition)).copied(), &plan.goals());
+        }
         let streams = Arc::new(plan.streams.clone());
         let logic = Logic::new(&self.pure);
         let decoders = decoders(&self.pure).map_err(Failure::configuration)?;

@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::nodes::{Common, Totals};
 use crate::plan::{Layout, Plan};
 use crate::process::Shared;
+use crate::progress::ReadingBar;
 use crate::server::readiness::reason;
 use crate::server::views_api::{Views as ViewClients, WorkerView};
 use crate::sink::Lanes;
@@ -234,7 +235,7 @@ impl Stretch {
             cuts: started.cuts,
             begin: if index == 0 { vec![Control::Term { processes: self.processes as u32 }] } else { Vec::new() },
             pieces: started.pieces.clone(),
-            progress: run.options.progress.clone(),
+            progress: run.options.progress.clone().or_else(|| run.options.bar.as_ref().map(ReadingBar::progress)),
             lanes: started.lane_handle.clone(),
             carried: if index == 0 { plan.carried.clone() } else { Vec::new() },
         };
