@@ -47,9 +47,11 @@ trap end_all EXIT
 trap 'exit 130' INT TERM HUP
 
 # A group of its own for each step, so that an interrupted run can end all of it. `wait` lets the trap in at once.
+# All of it goes to the log; the terminal, of which CI keeps only a part, gets what a person has to read.
 step() {
     set -m
-    "$@" </dev/null > >(env -u SG_TEST_RUN tee -a "$log") 2>&1 &
+    "$@" </dev/null > >(env -u SG_TEST_RUN tee -a "$log" |
+        env -u SG_TEST_RUN awk -f tests/digest.awk) 2>&1 &
     running=$!
     set +m
     local status=0
@@ -82,6 +84,8 @@ read -r passed broken < <(sed 's/\x1b\[[0-9;]*m//g' "$log" |
          END {print p + 0, f + 0}')
 # A run that broke off (it did not compile, a test process died) without any test saying that it failed.
 [ "${tests:-1}" = 0 ] || [ "$broken" -gt 0 ] || broken=1
+# Once more at the end, where a reader of a long output looks first.
+sed 's/\x1b\[[0-9;]*m//g' "$log" | sed -nE 's/^test (.*) \.\.\. FAILED$/failed: \1/p'
 failed=$((failed + broken))
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]

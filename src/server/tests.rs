@@ -223,21 +223,3 @@ fn the_server_ends_when_it_is_told_to() {
     served.shutdown.send(true).unwrap();
     served._runtime.block_on(server).unwrap().unwrap();
 }
-
-/// For the eye: serves until killed, on port 7099. `cargo test ... look_at_the_page -- --ignored`.
-#[test]
-#[ignore = "runs for ever"]
-fn look_at_the_page() {
-    let served = serve_here(2);
-    println!("{}", served.url);
-    let problem = "kafka1:9092 does not answer; trying again in 4 s";
-    served.state.readiness.set(reason::STARTING, None);
-    served.state.readiness.set_for(reason::SOURCE_DOWN, "plant", Some(problem.into()));
-    loop {
-        served.state.metrics.partition("plant", "t", 0).records.inc_by(105);
-        served.state.metrics.readings_total.with_label_values(&["plant", "accepted"]).inc_by(100);
-        served.state.metrics.readings_total.with_label_values(&["plant", "duplicate"]).inc_by(5);
-        served.state.metrics.epoch_duration_seconds.observe(0.012);
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}

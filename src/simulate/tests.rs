@@ -210,18 +210,3 @@ fn a_plant_that_cannot_be_is_refused() {
     assert!(refused(Plant { sensors: 1, rate: 1_000_000, ..Plant::default() }).contains("lower rate"));
     assert!(refused(Plant { metrics: vec![], ..Plant::default() }).contains("at least one"));
 }
-
-#[test]
-#[ignore = "a measurement, not a promise: cargo test --release -- --ignored --nocapture messages_per_second"]
-fn messages_per_second() {
-    let plant = Plant { sensors: 10_000, rate: 60_000, readings: Some(5_000_000), ..Plant::default() };
-    let start = std::time::Instant::now();
-    let mut simulator = Simulator::new(plant).unwrap();
-    let (mut n, mut bytes) = (0u64, 0);
-    while let Some(message) = simulator.next_message() {
-        n += 1;
-        bytes += message.payload.len();
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    println!("{n} messages, {} B each, {:.2} M/s", bytes as u64 / n, n as f64 / seconds / 1e6);
-}
