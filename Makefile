@@ -10,10 +10,10 @@ export CARGO_BUILD_JOBS ?= $(JOBS)
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build check test docs fuzz advisories
+.PHONY: help demo build check test docs fuzz advisories bench-peers
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: ## alerts within seconds of the build: broker, sensors and pipeline in one process, nothing to install
 	@for tool in cargo:'the Rust toolchain (rustup)' cc:'a C compiler (Debian: gcc)' make:'make'; do \
@@ -33,7 +33,8 @@ check: ## format, lints, docs, licences, unused dependencies, generated pages, s
 	@echo 'advisories: not checked here, RustSec'"'"'s database comes by git; see make advisories'
 	$(TOOLS)/cargo-shear
 	cargo run --release --features tls --quiet -- schema --check
-	shellcheck -x tests/*.sh tests/servers/*.sh .ci/run
+	shellcheck -x tests/*.sh tests/servers/*.sh benches/peers/*.sh .ci/run
+	PYTHONPYCACHEPREFIX=target/pycache python3 -m py_compile benches/peers/*.py
 	promtool check rules deploy/prometheus/streamgauge.rules.yml
 	promtool check config --syntax-only deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/streamgauge.test.yml
@@ -56,3 +57,8 @@ fuzz: ## the decoders against libFuzzer, FUZZ_SECONDS each (needs a nightly tool
 advisories: ## known defects of our dependencies, from RustSec's database (where the network reaches it)
 	@tests/servers/install.sh tools
 	$(TOOLS)/cargo-deny --workspace check advisories
+
+bench-peers: ## the same job on Flink, Kafka Streams, Bytewax and a Python-and-Redis loop (docs/performance.md)
+	@benches/peers/install.sh
+	cargo build --release --features tls --quiet
+	.cache/peers/venv/bin/python -B benches/peers/bench.py $(PEERS_ARGS)
