@@ -1,6 +1,7 @@
-//! The thread that turns the pieces of a cut into a checkpoint, away from the workers.
+//! Turns the pieces of a cut into a checkpoint, away from the workers.
 
 use crate::checkpoint::{self, Expected, Gathering, Piece};
+use crate::crew::Part;
 use crate::epoch_log;
 use crate::error::Failure;
 use crate::metrics::Metrics;
@@ -14,14 +15,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long a process waits for the files of the others before it looks again.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Whose checkpoints, and where.
-pub struct Checkpointer {
+pub struct Settings {
     /// Files.
     pub fs: Arc<dyn Fs>,
     /// Time, for figures.
@@ -54,70 +54,104 @@ pub struct Checkpointer {
     pub committed: Box<dyn Fn(Epoch) + Send>,
 }
 
+/// The state machine.
+pub struct Checkpointer {
+    settings: Settings,
+    pieces: Receiver<(Epoch, Piece)>,
+    gathering: Gathering,
+    /// A cut whose files are written, while those of other processes are not, and when we began with it.
+    waiting: Option<(Epoch, u64)>,
+    last_success: u64,
+    /// The newest epoch of old terms, which do not change any more.
+    newest_of: BTreeMap<u64, Epoch>,
+    done: Sender<()>,
+}
+
 impl Checkpointer {
-    /// Starts the thread. The receiver tells, once, whether the last cut of the term has become durable.
-    pub fn start(self, pieces: Receiver<(Epoch, Piece)>) -> (JoinHandle<()>, Receiver<()>) {
+    /// Takes the pieces of cuts. The receiver tells, once, that the last cut of the term has become durable.
+    pub fn new(settings: Settings, pieces: Receiver<(Epoch, Piece)>) -> (Self, Receiver<()>) {
         let (done, last) = bounded(1);
-        let thread = std::thread::spawn(move || {
-            if let Err(error) = self.run(&pieces, &done) {
-                self.shared.fail(Failure::state(format!("checkpoint: {error:#}")));
-            }
-        });
-        (thread, last)
+        let checkpointer = Self {
+            gathering: Gathering::new(settings.expected.clone()),
+            waiting: None,
+            last_success: settings.clock.monotonic_us(),
+            newest_of: BTreeMap::new(),
+            settings,
+            pieces,
+            done,
+        };
+        (checkpointer, last)
     }
 
-    fn run(&self, pieces: &Receiver<(Epoch, Piece)>, done: &Sender<()>) -> Result<()> {
-        // The newest epoch of old terms, which do not change any more.
-        let mut newest_of: BTreeMap<u64, Epoch> = BTreeMap::new();
-        let mut gathering = Gathering::new(self.expected.clone());
-        // A cut whose files are written, while those of other processes are not.
-        let mut waiting: Option<(Epoch, u64)> = None;
-        let mut last_success = self.clock.monotonic_us();
-        loop {
-            match pieces.recv_timeout(if waiting.is_some() { LOOK } else { Duration::from_secs(1) }) {
-                Ok((cut, piece)) => {
-                    if let Some(complete) = gathering.add(cut, piece) {
-                        let began = self.clock.monotonic_us();
-                        let (process, _, _) = self.cluster;
-                        let bytes =
-                            checkpoint::write_process(&*self.fs, &self.dir, (self.term, cut, process), complete)?;
-                        self.metrics.checkpoint_size_bytes.set(bytes as i64);
-                        waiting = Some((cut, began));
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) if waiting.is_none() => return Ok(()),
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
-            }
-            if self.shared.failed() {
-                return Ok(());
-            }
-            if let Some((cut, began)) = waiting
-                && self.manifest(cut)?
-            {
-                waiting = None;
-                last_success = self.clock.monotonic_us();
-                self.metrics.checkpoint_duration_seconds.observe((last_success - began) as f64 / 1e6);
-                self.metrics.checkpoint_last_success_timestamp_seconds.set(self.clock.wall_ms() as f64 / 1e3);
-                self.shared.committed.store(cut, SeqCst);
-                (self.committed)(cut);
-                if self.cluster.0 == 0 {
-                    checkpoint::prune(&*self.fs, &self.dir, self.keep)?;
-                    self.prune_logs(&mut newest_of);
-                }
-                tracing::debug!(cut, "checkpoint is complete");
-                if cut == Epoch::MAX {
-                    let _ = done.send(());
-                    return Ok(());
+    fn step(&mut self, patience: Duration) -> Result<bool> {
+        let patience = if self.waiting.is_some() { patience.min(LOOK) } else { patience };
+        match self.pieces.recv_timeout(patience) {
+            Ok((cut, piece)) => {
+                if let Some(complete) = self.gathering.add(cut, piece) {
+                    self.write(cut, complete)?;
                 }
             }
-            let age_ms = (self.clock.monotonic_us() - last_success) / 1000;
-            let stale = self.interval_ms > 0 && age_ms > 10 * self.interval_ms;
-            let problem = stale.then(|| format!("no checkpoint for {} s", age_ms / 1000));
-            self.readiness.set(reason::CHECKPOINT, problem);
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) if self.waiting.is_none() => return Ok(false),
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(patience),
         }
+        if self.settings.shared.failed() {
+            return Ok(false);
+        }
+        if let Some((cut, began)) = self.waiting
+            && self.settings.manifest(cut)?
+        {
+            self.waiting = None;
+            self.complete(cut, began)?;
+            if cut == Epoch::MAX {
+                let _ = self.done.send(());
+                return Ok(false);
+            }
+        }
+        let Settings { clock, interval_ms, readiness, .. } = &self.settings;
+        let age_ms = (clock.monotonic_us() - self.last_success) / 1000;
+        let stale = *interval_ms > 0 && age_ms > 10 * interval_ms;
+        readiness.set(reason::CHECKPOINT, stale.then(|| format!("no checkpoint for {} s", age_ms / 1000)));
+        Ok(true)
     }
 
+    /// This process' files of a cut.
+    fn write(&mut self, cut: Epoch, pieces: Vec<Piece>) -> Result<()> {
+        let Settings { fs, clock, dir, term, cluster, metrics, .. } = &self.settings;
+        let began = clock.monotonic_us();
+        let bytes = checkpoint::write_process(&**fs, dir, (*term, cut, cluster.0), pieces)?;
+        metrics.checkpoint_size_bytes.set(bytes as i64);
+        self.waiting = Some((cut, began));
+        Ok(())
+    }
+
+    /// The manifest is durable.
+    fn complete(&mut self, cut: Epoch, began: u64) -> Result<()> {
+        let Settings { fs, clock, dir, keep, cluster, metrics, shared, committed, .. } = &self.settings;
+        self.last_success = clock.monotonic_us();
+        metrics.checkpoint_duration_seconds.observe((self.last_success - began) as f64 / 1e6);
+        metrics.checkpoint_last_success_timestamp_seconds.set(clock.wall_ms() as f64 / 1e3);
+        shared.committed.store(cut, SeqCst);
+        committed(cut);
+        if cluster.0 == 0 {
+            checkpoint::prune(&**fs, dir, *keep)?;
+            self.settings.prune_logs(&mut self.newest_of);
+        }
+        tracing::debug!(cut, "checkpoint is complete");
+        Ok(())
+    }
+}
+
+impl Part for Checkpointer {
+    fn turn(&mut self, patience: Duration) -> bool {
+        self.step(patience).unwrap_or_else(|error| {
+            self.settings.shared.fail(Failure::state(format!("checkpoint: {error:#}")));
+            false
+        })
+    }
+}
+
+impl Settings {
     /// Whether the cut counts now: process 0 writes the manifest when all files are there, the others wait for it.
     fn manifest(&self, cut: Epoch) -> Result<bool> {
         let (process, processes, peers) = self.cluster;

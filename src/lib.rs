@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod checkpointer;
 pub mod cli;
 pub mod config;
+pub mod crew;
 pub mod data_files;
 pub mod dataflow;
 pub mod dead_lane;

@@ -12,6 +12,7 @@ use fastrand::Rng;
 use std::path::Path;
 use std::sync::Arc;
 use streamgauge::config::{self, Loaded, Overrides};
+use streamgauge::crew::Threads;
 use streamgauge::plan::Layout;
 use streamgauge::run::{Run, RunOptions, Summary};
 use streamgauge::seam::{RealClock, RealFs};
@@ -30,6 +31,7 @@ fn run(text: &str, partitions: &Arc<Partitions>, seed: u64, morsel: usize, repla
         options: RunOptions { until_end: true, replay_into: replay_into.map(Path::to_owned), ..RunOptions::default() },
         fs: Arc::new(RealFs),
         clock: Arc::new(RealClock::default()),
+        crew: Arc::new(Threads),
         origin: Arc::new(Memory { partitions: partitions.clone(), seed, morsel }),
     };
     run.go().unwrap_or_else(|failure| panic!("{failure}"))

@@ -6,6 +6,7 @@ mod watch;
 mod world;
 
 use crate::config::{Config, Loaded, Pure};
+use crate::crew::{Crew, Threads};
 use crate::decode::{DecodeLimits, Decoder};
 use crate::error::Failure;
 use crate::ledger::Counts;
@@ -101,6 +102,8 @@ pub struct Run {
     pub clock: Arc<dyn Clock>,
     /// Sources; of the pure part it is given.
     pub origin: Arc<dyn Origin>,
+    /// Who works beside the workers.
+    pub crew: Arc<dyn Crew>,
 }
 
 /// Runs a configuration on the real world.
@@ -115,6 +118,7 @@ pub fn run(loaded: &Loaded, options: RunOptions) -> Result<Summary, Failure> {
         fs: Arc::new(RealFs),
         clock: Arc::new(RealClock::default()),
         origin: Arc::new(origin),
+        crew: Arc::new(Threads),
     };
     run.go()
 }

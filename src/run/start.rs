@@ -3,11 +3,12 @@
 use super::stretch::{Started, Stretch};
 use super::watch::stop_asked;
 use super::{decoders, start_failure};
-use crate::checkpoint::{self, Expected};
-use crate::checkpointer::Checkpointer;
+use crate::checkpoint::{self, Expected, Piece};
+use crate::checkpointer::{self, Checkpointer};
 use crate::config::Durability as DurabilitySetting;
+use crate::crew::{Part, Working};
 use crate::dataflow::Logic;
-use crate::dead_lane;
+use crate::dead_lane::{self, DeadLane};
 use crate::dead_letters::{self, DeadLetters, Position as DeadPosition};
 use crate::epoch_log::{Durability, EpochLog, Header, LOG_VERSION};
 use crate::error::Failure;
@@ -19,12 +20,10 @@ use crate::server::status::Process as ProcessStatus;
 use crate::server::views_api::Views as ViewClients;
 use crate::server::{self, ServerState};
 use crate::sink::{LaneContext, Lanes};
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use operators::Epoch;
+use crossbeam_channel::unbounded;
 use operators::keyed::Cuts;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
 
 impl Stretch {
     /// Starts what the workers of this process share.
@@ -76,7 +75,7 @@ impl Stretch {
         let stop = run.options.stop.clone().unwrap_or_default();
         let shared = Arc::new(Shared::new(epochs, log.clone(), self.workers, stop));
         let (pieces, received) = unbounded();
-        let (lane_states, lane_cuts) = unbounded::<crate::sink::LaneState>();
+        let lane_pieces = pieces.clone();
 
         let lanes_of = |name: &str| {
             restored
@@ -110,8 +109,9 @@ impl Stretch {
             world.metrics.clone(),
         )
         .map_err(|e| state(&format!("dead letters: {e}")))?;
-        let (dead, dead_thread) =
-            dead_lane::start(store, (self.process, self.workers), streams.clone(), pieces.clone(), shared.clone());
+        let (dead_lane, dead) =
+            DeadLane::new(store, (self.process, self.workers), &streams, pieces.clone(), shared.clone());
+        let dead_lane = self.take_up("dead letters", dead_lane)?;
 
         let others: Result<Vec<crate::sink::LaneState>, _> =
             lanes_of("").into_iter().map(serde_json::from_value).collect();
@@ -126,7 +126,12 @@ impl Stretch {
             processes: self.processes,
             workers: self.workers,
             metrics: world.metrics.clone(),
-            cuts: lane_states,
+            crew: run.crew.clone(),
+            cuts: Arc::new(move |state| match serde_json::to_value(&state) {
+                // Nobody there to take it: the process is ending.
+                Ok(value) => drop(lane_pieces.send((state.cut, Piece::Lane(value)))),
+                Err(error) => tracing::error!(%error, "a lane's state cannot be written down"),
+            }),
             labels: Arc::new(move |sensor: &str, label: &str| inventory.get(sensor)?.get(label).cloned()),
             shed: Arc::new(move |sink: &str, shed: crate::sink::Shed| {
                 let (fs, dir, one_at_a_time) = &shed_to;
@@ -144,14 +149,13 @@ impl Stretch {
         let of_first = if self.process == 0 { 3 } else { 0 };
         let sinks = lanes.sinks().len();
         let expected = Expected { pieces: per_worker + of_first + sinks + 1 };
-        let mut threads = vec![dead_thread, self.relay(lane_cuts, pieces.clone())];
         let cuts = Cuts {
             interval: if plan.live { (run.config.checkpoint.interval.us() / 1000) as u64 } else { u64::MAX },
             after: plan.script.last().map_or(plan.floor, |(epoch, _)| *epoch).max(plan.floor),
         };
         let lanes = Arc::new(RwLock::new(Some(lanes)));
         let committed = lanes.clone();
-        let checkpointer = Checkpointer {
+        let checkpointer = checkpointer::Settings {
             fs: fs.clone(),
             clock: run.clock.clone(),
             dir: self.layout.checkpoints.clone(),
@@ -172,17 +176,18 @@ impl Stretch {
                 }
             }),
         };
-        let (thread, last_checkpoint) = checkpointer.start(received);
-        threads.push(thread);
+        let (checkpointer, last_checkpoint) = Checkpointer::new(checkpointer, received);
+        let mut parts = vec![dead_lane, self.take_up("checkpointer", checkpointer)?];
         if let Some(log) = log
             && run.config.epochs.durability == DurabilitySetting::Disk
         {
             let shared = shared.clone();
-            threads.push(std::thread::spawn(move || {
+            let thread = std::thread::spawn(move || {
                 if let Err(error) = log.sync_loop() {
                     shared.fail(Failure::state(format!("epoch log: {error}; make room or give data_dir another disk")));
                 }
-            }));
+            });
+            parts.push(Working::new(move || thread.join().is_ok()));
         }
 
         let clients = Arc::new(ViewClients::new(self.workers));
@@ -199,7 +204,7 @@ impl Stretch {
             lanes,
             lane_handle,
             dead,
-            threads: Mutex::new(threads),
+            parts: Mutex::new(parts),
             last_checkpoint,
             totals: unbounded(),
             clients,
@@ -207,23 +212,9 @@ impl Stretch {
         }))
     }
 
-    /// Lanes speak of their own states; the checkpointer takes pieces.
-    fn relay(
-        &self,
-        states: Receiver<crate::sink::LaneState>,
-        pieces: Sender<(Epoch, crate::checkpoint::Piece)>,
-    ) -> JoinHandle<()> {
-        std::thread::spawn(move || {
-            for state in states {
-                let cut = state.cut;
-                match serde_json::to_value(state) {
-                    Ok(value) => {
-                        let _ = pieces.send((cut, crate::checkpoint::Piece::Lane(value)));
-                    }
-                    Err(error) => tracing::error!(%error, "a lane's state cannot be written down"),
-                }
-            }
-        })
+    fn take_up(&self, name: &str, part: impl Part + 'static) -> Result<Working, Failure> {
+        let started = self.world.run.crew.start(name, Box::new(part));
+        started.map_err(|error| Failure::unreachable(format!("threads: {error}")))
     }
 
     fn serve(&self, clients: &Arc<ViewClients>, shared: &Arc<Shared>, plan: &Plan) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use super::world::{Result3, World};
 use crate::checkpoint::Restored;
 use crate::config::Pure;
+use crate::crew::{Working, await_seen};
 use crate::dataflow::{self, Logic, Parts};
 use crate::dead_lane::DeadLetterLane;
 use crate::decode::Decoder;
@@ -18,13 +19,12 @@ use crate::server::views_api::{Views as ViewClients, WorkerView};
 use crate::sink::Lanes;
 use crate::source::node::SourceWorker;
 use crate::source::replay::Line;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use operators::Epoch;
 use operators::keyed::Cuts;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::worker::Worker;
@@ -54,7 +54,7 @@ pub(super) struct Started {
     pub(super) lanes: Arc<RwLock<Option<Lanes>>>,
     pub(super) lane_handle: crate::sink::LaneHandle,
     pub(super) dead: DeadLetterLane,
-    pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) parts: Mutex<Vec<Working>>,
     pub(super) last_checkpoint: Receiver<()>,
     pub(super) totals: (Sender<Totals>, Receiver<Totals>),
     pub(super) clients: Arc<ViewClients>,
@@ -270,7 +270,14 @@ impl Stretch {
         if let Some(lanes) = &*started.lanes.read().unwrap_or_else(PoisonError::into_inner) {
             undelivered = lanes.drain(DRAIN).left;
             // Another process may still be giving its sinks their time.
-            if started.last_checkpoint.recv_timeout(DRAIN + Duration::from_secs(15)).is_err() {
+            let run = &self.world.run;
+            let seen = await_seen(&*run.crew, &*run.clock, DRAIN + Duration::from_secs(15), || {
+                match started.last_checkpoint.try_recv() {
+                    Err(TryRecvError::Empty) => None,
+                    told => Some(told.is_ok()),
+                }
+            });
+            if seen != Some(true) {
                 return Err(shared.take_failure().unwrap_or_else(|| {
                     Failure::state("the last checkpoint was not completed; the next run goes on from the one before")
                 }));
@@ -279,8 +286,8 @@ impl Stretch {
         if let Some(lanes) = started.lanes.write().unwrap_or_else(PoisonError::into_inner).take() {
             lanes.close();
         }
-        for thread in started.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if thread.join().is_err() {
+        for part in started.parts.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if !part.join() {
                 return Err(Failure::state("a thread panicked; the next run goes on from the last checkpoint"));
             }
         }

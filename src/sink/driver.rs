@@ -3,6 +3,7 @@
 use super::lane::{Action, Event, Lane};
 use super::lanes::{Message, Port};
 use super::{Item, LaneState, Sink, SinkError, Written};
+use crate::crew::Part;
 use crate::metrics::Metrics;
 use crate::seam::Clock;
 use crossbeam_channel::Sender;
@@ -10,8 +11,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::error::TryRecvError;
 
 /// No call of a destination may take longer: then the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,7 +32,7 @@ pub(super) struct Around<T> {
     pub port: Arc<Port>,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
-    pub cuts: Sender<LaneState>,
+    pub cuts: Arc<dyn Fn(LaneState) + Send + Sync>,
     pub drained: Sender<(String, u64)>,
     pub shed: SheddingOf<T>,
 }
@@ -40,63 +44,106 @@ struct Outcome<T> {
     written: Option<(Written, Vec<T>, u64)>,
 }
 
-/// Runs until it is told to close, or its handles are gone.
-pub(super) async fn drive<S: Sink>(
-    mut lane: Lane<S::Item>,
-    sink: S,
-    mut messages: UnboundedReceiver<Message<S::Item>>,
+/// A lane, its sink, and what goes between them.
+pub(super) struct Driver<S: Sink> {
+    lane: Lane<S::Item>,
+    /// None while it is doing something.
+    sink: Option<S>,
+    doing: Option<Doing<S>>,
+    messages: UnboundedReceiver<Message<S::Item>>,
+    inbox: Vec<Message<S::Item>>,
+    actions: Vec<Action<S::Item>>,
+    closing: Option<u64>,
     around: Around<S::Item>,
-) {
-    let mut show = Show::new(&around);
-    let mut sink = Some(sink);
-    let mut doing: Option<Doing<S>> = None;
-    let mut inbox = Vec::new();
-    let mut actions = Vec::new();
-    let mut closing: Option<u64> = None;
-    loop {
-        let now = around.clock.monotonic_us();
-        let sleep = lane.wake_at().map(|at| Duration::from_micros(at.saturating_sub(now)));
-        let sleep = if closing.is_some() { Some(Duration::from_millis(10)) } else { sleep };
-        let outcome = tokio::select! {
-            count = messages.recv_many(&mut inbox, 512), if closing.is_none() => {
-                if count == 0 {
-                    return;
-                }
-                None
+    show: Show,
+    runtime: Handle,
+}
+
+/// What a turn begins with.
+enum Next<S: Sink> {
+    Outcome(S, Outcome<S::Item>),
+    /// Messages, perhaps none.
+    Inbox,
+    /// Whoever pushed to the lane is gone.
+    Alone,
+}
+
+impl<S: Sink> Driver<S> {
+    /// Of a lane whose sink is connected.
+    pub fn new(
+        lane: Lane<S::Item>,
+        sink: S,
+        messages: UnboundedReceiver<Message<S::Item>>,
+        around: Around<S::Item>,
+        runtime: Handle,
+    ) -> Self {
+        let show = Show::new(&around);
+        let (inbox, actions) = (Vec::new(), Vec::new());
+        Self { lane, sink: Some(sink), doing: None, messages, inbox, actions, closing: None, around, show, runtime }
+    }
+
+    /// Waits for the next thing.
+    async fn wait(&mut self, patience: Duration) -> Next<S> {
+        let now = self.around.clock.monotonic_us();
+        let until_tick = self.lane.wake_at().map(|at| Duration::from_micros(at.saturating_sub(now)));
+        let patience = until_tick.map_or(patience, |until| until.min(patience));
+        let patience = if self.closing.is_some() { Duration::from_millis(10) } else { patience };
+        tokio::select! {
+            count = self.messages.recv_many(&mut self.inbox, 512), if self.closing.is_none() => {
+                if count == 0 { Next::Alone } else { Next::Inbox }
             }
-            (back, outcome) = finish(&mut doing) => {
-                doing = None;
-                sink = Some(back);
-                Some(outcome)
-            }
-            () = pause(sleep) => None,
-        };
-        let now = around.clock.monotonic_us();
-        if let Some(outcome) = outcome {
-            if let Some((written, batch, took_us)) = &outcome.written {
-                show.written(written, batch, *took_us, around.clock.wall_ms());
-            }
-            lane.step(now, outcome.event, &mut actions);
-        } else if inbox.is_empty() {
-            lane.step(now, Event::Tick, &mut actions);
+            (sink, outcome) = finish(&mut self.doing) => Next::Outcome(sink, outcome),
+            () = tokio::time::sleep(patience) => Next::Inbox,
         }
-        for message in inbox.drain(..) {
+    }
+
+    /// What there is already: the outcome, or one message.
+    fn look(&mut self) -> Next<S> {
+        let mut finish = std::pin::pin!(finish(&mut self.doing));
+        if let Poll::Ready((sink, outcome)) = finish.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return Next::Outcome(sink, outcome);
+        }
+        if self.closing.is_none() {
+            match self.messages.try_recv() {
+                Ok(message) => self.inbox.push(message),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return Next::Alone,
+            }
+        }
+        Next::Inbox
+    }
+
+    /// Tells the lane, and does what it says. False: it is closed.
+    fn step(&mut self, next: Next<S>) -> bool {
+        let Self { lane, around, show, .. } = self;
+        let now = around.clock.monotonic_us();
+        match next {
+            Next::Alone => return false,
+            Next::Outcome(sink, outcome) => {
+                self.doing = None;
+                self.sink = Some(sink);
+                if let Some((written, batch, took_us)) = &outcome.written {
+                    show.written(written, batch, *took_us, around.clock.wall_ms());
+                }
+                lane.step(now, outcome.event, &mut self.actions);
+            }
+            Next::Inbox if self.inbox.is_empty() => lane.step(now, Event::Tick, &mut self.actions),
+            Next::Inbox => {}
+        }
+        for message in self.inbox.drain(..) {
             match message {
-                Message::Close => closing = Some(now),
+                Message::Close => self.closing = Some(now),
                 Message::Event(event) => {
                     if let Event::Push(item) = &event {
                         around.port.unseen.fetch_sub(item.bytes(), Relaxed);
                     }
-                    lane.step(now, event, &mut actions);
+                    lane.step(now, event, &mut self.actions);
                 }
             }
         }
-        for action in actions.drain(..) {
+        for action in self.actions.drain(..) {
             match action {
-                Action::Report(state) => {
-                    // Nobody there to take it: the process is ending.
-                    let _ = around.cuts.send(state);
-                }
+                Action::Report(state) => (around.cuts)(state),
                 Action::Shed(item) => {
                     show.shed(item.count());
                     (around.shed)(&around.name, item);
@@ -105,16 +152,35 @@ pub(super) async fn drive<S: Sink>(
                     let _ = around.drained.send((around.name.clone(), left));
                 }
                 action => {
-                    if let Some(sink) = sink.take() {
-                        doing = Some(start(sink, action, around.term, Arc::clone(&around.clock)));
+                    if let Some(sink) = self.sink.take() {
+                        self.doing = Some(start(sink, action, around.term, Arc::clone(&around.clock)));
                     }
                 }
             }
         }
         around.port.full.store(lane.pauses(), Relaxed);
-        show.figures(&lane, now);
-        if closing.is_some_and(|since| !lane.commit_pending() || now > since + CLOSING_US) {
-            return;
+        show.figures(lane, now);
+        self.closing.is_none_or(|since| lane.commit_pending() && now <= since + CLOSING_US)
+    }
+}
+
+impl<S: Sink> Part for Driver<S> {
+    fn turn(&mut self, patience: Duration) -> bool {
+        let _guard = PanicGuard(Arc::clone(&self.around.port));
+        let runtime = self.runtime.clone();
+        let _context = runtime.enter();
+        let next = if patience.is_zero() { self.look() } else { runtime.block_on(self.wait(patience)) };
+        self.step(next)
+    }
+}
+
+/// A lane that panicked takes nothing more: reading stops.
+struct PanicGuard(Arc<Port>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.full.store(true, Relaxed);
         }
     }
 }
@@ -122,13 +188,6 @@ pub(super) async fn drive<S: Sink>(
 async fn finish<T>(doing: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
     match doing {
         Some(doing) => doing.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn pause(sleep: Option<Duration>) {
-    match sleep {
-        Some(sleep) => tokio::time::sleep(sleep).await,
         None => std::future::pending().await,
     }
 }

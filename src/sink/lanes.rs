@@ -1,10 +1,11 @@
 //! All lanes of a process: opened, pushed to, committed, drained, closed.
 
-use super::driver::{self, Around, SheddingOf};
+use super::driver::{Around, Driver, SheddingOf};
 use super::lane::{Event, Lane, Settings};
 use super::segment::SegmentError;
 use super::*;
 use crate::config::{LaneSettings, SinkSettings, Size, WhenFull};
+use crate::crew::{Crew, Part, Working, await_seen};
 use crate::metrics::Metrics;
 use crate::seam::{Clock, Fs};
 use crossbeam_channel::{Receiver, Sender};
@@ -12,8 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -53,8 +53,10 @@ pub struct LaneContext {
     pub workers: usize,
     /// Figures.
     pub metrics: Arc<Metrics>,
+    /// Who works on lanes.
+    pub crew: Arc<dyn Crew>,
     /// Where each lane hands its state at each cut.
-    pub cuts: Sender<LaneState>,
+    pub cuts: Arc<dyn Fn(LaneState) + Send + Sync>,
     /// Labels of the inventory, for sinks that show them.
     pub labels: Labels,
     /// Takes what a full lane sheds: (sink, what).
@@ -160,12 +162,14 @@ impl LaneHandle {
     }
 }
 
-/// The lanes of a process, each on a thread of its own that runs on tokio.
+/// The lanes of a process.
 pub struct Lanes {
     hub: Arc<Hub>,
     sinks: Vec<String>,
     drained: Receiver<(String, u64)>,
-    threads: Vec<JoinHandle<()>>,
+    crew: Arc<dyn Crew>,
+    clock: Arc<dyn Clock>,
+    working: Vec<Working>,
 }
 
 impl Lanes {
@@ -246,8 +250,10 @@ impl Lanes {
             }
         }
         let starts = opening.starts;
-        let threads = starts.into_iter().map(|start| start()).collect::<Result<_, _>>()?;
-        Ok(Self { hub: Arc::new(hub), sinks: names, drained, threads })
+        let start = |(name, lane): (String, Box<dyn Part>)| ctx.crew.start(&format!("lane {name}"), lane);
+        let working = starts.into_iter().map(start).collect::<Result<_, _>>();
+        let working = working.map_err(|error| StartError::Io(format!("cannot start a thread: {error}")))?;
+        Ok(Self { hub: Arc::new(hub), sinks: names, drained, crew: ctx.crew, clock: ctx.clock, working })
     }
 
     /// What workers push to.
@@ -270,31 +276,26 @@ impl Lanes {
     /// `cut(worker, u64::MAX)`, for which each lane hands over its state before this returns, if it can). What is not
     /// delivered within `patience` is kept in segment files, and reported.
     pub fn drain(&self, patience: Duration) -> DrainReport {
-        let deadline = Instant::now() + patience;
         let mut waiting: BTreeMap<&str, u64> = self.sinks.iter().map(|name| (name.as_str(), u64::MAX)).collect();
         let mut report = DrainReport::default();
-        let mut gave_up = false;
-        while !waiting.is_empty() {
-            // Giving up takes a moment of writing, no longer.
-            let until = if gave_up { deadline + Duration::from_secs(5) } else { deadline };
-            match self.drained.recv_deadline(until) {
-                Ok((sink, left)) => {
+        let mut gather = |patience| {
+            await_seen(&*self.crew, &*self.clock, patience, || {
+                for (sink, left) in self.drained.try_iter() {
                     waiting.remove(sink.as_str());
                     if left > 0 {
                         report.left.insert(sink, left);
                     }
                 }
-                Err(_) if !gave_up => {
-                    gave_up = true;
-                    self.hub.alerts.iter().for_each(|lane| lane.send(Message::Event(Event::GiveUp)));
-                    self.hub.rows.iter().for_each(|lane| lane.send(Message::Event(Event::GiveUp)));
-                }
-                Err(_) => {
-                    report.left.extend(waiting.keys().map(|sink| ((*sink).to_owned(), u64::MAX)));
-                    break;
-                }
-            }
+                waiting.is_empty().then_some(())
+            })
+        };
+        if gather(patience).is_none() {
+            self.hub.alerts.iter().for_each(|lane| lane.send(Message::Event(Event::GiveUp)));
+            self.hub.rows.iter().for_each(|lane| lane.send(Message::Event(Event::GiveUp)));
+            // Giving up takes a moment of writing, no longer.
+            gather(Duration::from_secs(5));
         }
+        report.left.extend(waiting.keys().map(|sink| ((*sink).to_owned(), u64::MAX)));
         report
     }
 
@@ -306,8 +307,8 @@ impl Lanes {
     fn stop(&mut self) {
         self.hub.alerts.iter().for_each(|lane| lane.send(Message::Close));
         self.hub.rows.iter().for_each(|lane| lane.send(Message::Close));
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
+        for lane in self.working.drain(..) {
+            if !lane.join() {
                 tracing::error!("a lane panicked");
             }
         }
@@ -320,14 +321,12 @@ impl Drop for Lanes {
     }
 }
 
-type Start = Box<dyn FnOnce() -> Result<JoinHandle<()>, StartError>>;
-
 struct Opening<'a> {
     ctx: &'a LaneContext,
     mine: &'a [LaneState],
     runtime: &'a Handle,
     drained: Sender<(String, u64)>,
-    starts: Vec<Start>,
+    starts: Vec<(String, Box<dyn Part>)>,
 }
 
 impl Opening<'_> {
@@ -411,28 +410,9 @@ impl Opening<'_> {
             drained: self.drained.clone(),
             shed,
         };
-        let (runtime, guard) = (self.runtime.clone(), PanicGuard(Arc::clone(&port)));
-        let thread = format!("lane {name}");
-        self.starts.push(Box::new(move || {
-            let run = move || {
-                let _guard = guard;
-                runtime.block_on(driver::drive(lane, sink, receiver, around));
-            };
-            let spawned = std::thread::Builder::new().name(thread).spawn(run);
-            spawned.map_err(|error| StartError::Io(format!("cannot start a thread: {error}")))
-        }));
+        let driver = Driver::new(lane, sink, receiver, around, self.runtime.clone());
+        self.starts.push((name.to_owned(), Box::new(driver)));
         Ok(Sending { sender, port, memory, pauses })
-    }
-}
-
-/// A lane that panicked takes nothing more: reading stops.
-struct PanicGuard(Arc<Port>);
-
-impl Drop for PanicGuard {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.full.store(true, Relaxed);
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streamgauge::config::SinkSettings;
+use streamgauge::crew::Threads;
 use streamgauge::metrics::Metrics;
 use streamgauge::seam::{RealClock, RealFs};
 use streamgauge::sink::{AlertBatch, JournalEntry, LaneContext, LaneHandle, LaneState, Lanes, RowBatch, StartError};
@@ -98,7 +99,8 @@ impl Running {
             processes: 1,
             workers: 1,
             metrics: Arc::clone(&metrics),
-            cuts: sender,
+            crew: Arc::new(Threads),
+            cuts: Arc::new(move |state| drop(sender.send(state))),
             labels: Arc::new(|sensor, label| (label == "site").then(|| format!("site of {sensor}"))),
             shed: Arc::new(|sink, _| panic!("{sink} shed something")),
         };
