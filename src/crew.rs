@@ -6,6 +6,7 @@
 use crate::seam::Clock;
 use std::io;
 use std::time::Duration;
+use timely::worker::Worker;
 
 /// A part of the program that works beside the workers.
 pub trait Part: Send {
@@ -13,12 +14,20 @@ pub trait Part: Send {
     fn turn(&mut self, patience: Duration) -> bool;
 }
 
-/// Works on parts.
+/// Works on parts, and says when a worker may go on.
 pub trait Crew: Send + Sync {
     /// Works on a part until its last turn.
     fn start(&self, name: &str, part: Box<dyn Part>) -> io::Result<Working>;
     /// Lets the others work for a moment.
     fn pause(&self);
+    /// A worker begins its life. What this returns ends with it.
+    fn enter(&self, worker: &Worker) -> Box<dyn Turns>;
+}
+
+/// A worker's turns.
+pub trait Turns {
+    /// Lets the worker do what there is to do, or wait for it. False: it is to leave.
+    fn step(&mut self, worker: &mut Worker) -> bool;
 }
 
 /// A part that is being worked on.
@@ -65,5 +74,18 @@ impl Crew for Threads {
     }
     fn pause(&self) {
         std::thread::sleep(Duration::from_millis(2));
+    }
+    fn enter(&self, _: &Worker) -> Box<dyn Turns> {
+        Box::new(Unbidden)
+    }
+}
+
+/// Turns whenever there is something to do.
+struct Unbidden;
+
+impl Turns for Unbidden {
+    fn step(&mut self, worker: &mut Worker) -> bool {
+        worker.step_or_park(Some(Duration::from_millis(100)));
+        true
     }
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What a worker that ends cleanly is closed through.
 pub const FOR_EVER: Epoch = Epoch::MAX;
@@ -383,33 +384,29 @@ impl EpochLog {
         self.durable.load(SeqCst) >= append
     }
 
-    /// With `durability = "disk"`: syncs whatever has been appended, many appends at once, until the log is closed.
-    /// Runs on a thread of its own; workers look for themselves, on every tick.
-    pub fn sync_loop(&self) -> Result<(), String> {
+    /// With `durability = "disk"`: waits for appends, and makes all of them durable. False: the log is closed.
+    /// Workers look for themselves, on every tick.
+    pub fn sync(&self, patience: Duration) -> Result<bool, String> {
         let mut state = self.lock();
-        loop {
-            let appended = self.appended.load(SeqCst);
-            if appended > self.durable.load(SeqCst) {
-                // The lock is held while syncing: appends wait, and the next sync takes them together.
-                match state.file.sync() {
-                    Ok(()) => self.durable.store(appended, SeqCst),
-                    Err(error) => {
-                        let why = format!("sync: {error}");
-                        state.failed = Some(why.clone());
-                        return Err(why);
-                    }
+        if !state.closed && self.appended.load(SeqCst) == self.durable.load(SeqCst) && !patience.is_zero() {
+            state = self.more.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let appended = self.appended.load(SeqCst);
+        if appended > self.durable.load(SeqCst) {
+            // The lock is held while syncing: appends wait, and the next sync takes them together.
+            match state.file.sync() {
+                Ok(()) => self.durable.store(appended, SeqCst),
+                Err(error) => {
+                    let why = format!("sync: {error}");
+                    state.failed = Some(why.clone());
+                    return Err(why);
                 }
             }
-            if state.closed {
-                return Ok(());
-            }
-            if self.appended.load(SeqCst) == self.durable.load(SeqCst) {
-                state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
         }
+        Ok(!state.closed)
     }
 
-    /// Ends `sync_loop`.
+    /// Nothing more is appended.
     pub fn close(&self) {
         self.lock().closed = true;
         self.more.notify_all();

@@ -16,6 +16,7 @@ use streamgauge::crew::Threads;
 use streamgauge::plan::Layout;
 use streamgauge::run::{Run, RunOptions, Summary};
 use streamgauge::seam::{RealClock, RealFs};
+use streamgauge::sink::Configured;
 use streamgauge::{checkpoint, state_cmd};
 
 fn load(text: &str) -> Loaded {
@@ -31,6 +32,7 @@ fn run(text: &str, partitions: &Arc<Partitions>, seed: u64, morsel: usize, repla
         options: RunOptions { until_end: true, replay_into: replay_into.map(Path::to_owned), ..RunOptions::default() },
         fs: Arc::new(RealFs),
         clock: Arc::new(RealClock::default()),
+        destinations: Arc::new(Configured),
         crew: Arc::new(Threads),
         origin: Arc::new(Memory { partitions: partitions.clone(), seed, morsel }),
     };

@@ -16,7 +16,7 @@ use crate::progress::ReadingBar;
 use crate::seam::{Clock, Fs, RealClock, RealFs};
 use crate::server;
 use crate::server::readiness::Readiness;
-use crate::sink::StartError;
+use crate::sink::{Configured, Destinations, StartError};
 use crate::source::node::Progress;
 use crate::source::origin::{KafkaOrigin, Origin};
 use serde::Serialize;
@@ -52,6 +52,8 @@ pub struct RunOptions {
     pub progress: Option<Progress>,
     /// Shows how far this process has read of what it has to, where it has an end.
     pub bar: Option<ReadingBar>,
+    /// Why not to be ready, for whoever runs this within a program of theirs.
+    pub readiness: Option<Arc<Readiness>>,
     /// Told where the page is, once it is there.
     pub started: Option<Arc<dyn Fn(std::net::SocketAddr) + Send + Sync>>,
 }
@@ -102,6 +104,8 @@ pub struct Run {
     pub clock: Arc<dyn Clock>,
     /// Sources; of the pure part it is given.
     pub origin: Arc<dyn Origin>,
+    /// Where sinks lead.
+    pub destinations: Arc<dyn Destinations>,
     /// Who works beside the workers.
     pub crew: Arc<dyn Crew>,
 }
@@ -118,6 +122,7 @@ pub fn run(loaded: &Loaded, options: RunOptions) -> Result<Summary, Failure> {
         fs: Arc::new(RealFs),
         clock: Arc::new(RealClock::default()),
         origin: Arc::new(origin),
+        destinations: Arc::new(Configured),
         crew: Arc::new(Threads),
     };
     run.go()
@@ -138,7 +143,8 @@ impl Run {
             .build()
             .map_err(|e| Failure::unreachable(format!("threads: {e}")))?;
         let metrics = Metrics::new().map_err(|e| Failure::configuration(format!("metrics: {e}")))?;
-        let world = Arc::new(World { run: self, runtime, metrics, readiness: Arc::new(Readiness::default()) });
+        let readiness = self.options.readiness.clone().unwrap_or_default();
+        let world = Arc::new(World { run: self, runtime, metrics, readiness });
         let (totals, alerts, undelivered) = match &world.run.options.replay_into {
             Some(into) => world.replay(into.clone())?,
             None => world.live(listener)?,

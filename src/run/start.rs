@@ -24,6 +24,7 @@ use crossbeam_channel::unbounded;
 use operators::keyed::Cuts;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 impl Stretch {
     /// Starts what the workers of this process share.
@@ -142,7 +143,8 @@ impl Stretch {
             }),
         };
         let others = others.map_err(|e| state(&format!("checkpoint: lanes: {e}")))?;
-        let lanes = Lanes::open(&self.sinks, context, others, world.runtime.handle()).map_err(start_failure)?;
+        let lanes = Lanes::open(&*run.destinations, &self.sinks, context, others, world.runtime.handle())
+            .map_err(start_failure)?;
         let lane_handle = lanes.handle();
 
         let per_worker = 4 * self.workers;
@@ -182,18 +184,13 @@ impl Stretch {
             && run.config.epochs.durability == DurabilitySetting::Disk
         {
             let shared = shared.clone();
-            let thread = std::thread::spawn(move || {
-                if let Err(error) = log.sync_loop() {
-                    shared.fail(Failure::state(format!("epoch log: {error}; make room or give data_dir another disk")));
-                }
-            });
-            parts.push(Working::new(move || thread.join().is_ok()));
+            parts.push(self.take_up("epoch log", Syncing { log, shared })?);
         }
 
         let clients = Arc::new(ViewClients::new(self.workers));
         if plan.live {
             self.serve(&clients, &shared, plan)?;
-            self.watch(&streams, &shared, plan);
+            self.watch(&streams, &shared, plan)?;
         }
         Ok(Arc::new(Started {
             shared,
@@ -212,7 +209,8 @@ impl Stretch {
         }))
     }
 
-    fn take_up(&self, name: &str, part: impl Part + 'static) -> Result<Working, Failure> {
+    /// Has a part worked on.
+    pub(super) fn take_up(&self, name: &str, part: impl Part + 'static) -> Result<Working, Failure> {
         let started = self.world.run.crew.start(name, Box::new(part));
         started.map_err(|error| Failure::unreachable(format!("threads: {error}")))
     }
@@ -260,6 +258,21 @@ impl Stretch {
             started(address);
         }
         Ok(())
+    }
+}
+
+/// With `durability = "disk"`: makes the epoch log durable, many appends at once.
+struct Syncing {
+    log: Arc<EpochLog>,
+    shared: Arc<Shared>,
+}
+
+impl Part for Syncing {
+    fn turn(&mut self, patience: Duration) -> bool {
+        self.log.sync(patience).unwrap_or_else(|error| {
+            self.shared.fail(Failure::state(format!("epoch log: {error}; make room or give data_dir another disk")));
+            false
+        })
     }
 }
 

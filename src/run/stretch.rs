@@ -119,6 +119,7 @@ impl Stretch {
 
     /// A worker's whole life.
     fn worker(self: &Arc<Self>, worker: &mut Worker) -> Result<(), Failure> {
+        let mut turns = self.world.run.crew.enter(worker);
         let plan = self.agree(worker)?;
         let local = worker.index() % self.workers;
         let started = match self.started.get_or_init(|| self.start(&plan, worker.peers())) {
@@ -151,7 +152,10 @@ impl Stretch {
                 leave(worker);
                 break;
             }
-            worker.step_or_park(Some(Duration::from_millis(100)));
+            if !turns.step(worker) {
+                leave(worker);
+                break;
+            }
             let frontier = probe.with_frontier(|f| f.first().copied());
             if let Some(frontier) = frontier {
                 views.compact(frontier);

@@ -60,7 +60,7 @@ impl World {
             self.run.origin.partitions(stream).map_err(|error| cannot_start(source, error))?;
         }
         for (name, sink) in &self.run.config.sinks {
-            crate::sink::verify(sink, self.runtime.handle()).map_err(|error| {
+            self.run.destinations.look(sink, self.runtime.handle()).map_err(|error| {
                 let Failure { code, message } = start_failure(error);
                 Failure { code, message: format!("sinks.{name}: {message}") }
             })?;

@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 use crate::seam::{Clock, Fs};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -177,6 +177,7 @@ impl Lanes {
     /// (the lane states of the newest checkpoint, of all processes) kept for this process. Nothing is started unless
     /// everything can be.
     pub fn open(
+        destinations: &dyn Destinations,
         sinks: &BTreeMap<String, SinkSettings>,
         ctx: LaneContext,
         restored: Vec<LaneState>,
@@ -192,8 +193,8 @@ impl Lanes {
         let owner = |process: usize| if process < ctx.processes { process } else { 0 };
         let mine: Vec<LaneState> = restored.into_iter().filter(|s| owner(s.process) == ctx.process).collect();
         let (drained_sender, drained) = crossbeam_channel::unbounded();
-        let mut opening = Opening { ctx: &ctx, mine: &mine, runtime, drained: drained_sender, starts: Vec::new() };
-        let mut hub = Hub { names: (0..ctx.workers).map(|_| Arc::default()).collect(), ..Hub::default() };
+        let hub = Hub { names: (0..ctx.workers).map(|_| Arc::default()).collect(), ..Hub::default() };
+        let mut opening = Opening { ctx: &ctx, mine: &mine, runtime, drained: drained_sender, hub, starts: Vec::new() };
         let mut names = Vec::new();
 
         if ctx.process == 0 {
@@ -205,37 +206,14 @@ impl Lanes {
             let length = opening.restored(JOURNAL).iter().filter_map(|state| state.length).max().unwrap_or(0);
             let journal = Journal::new(Arc::clone(&ctx.fs), ctx.dir.with_file_name("journal.jsonl"), length);
             let lane = LaneSettings { when_full: WhenFull::Pause, capacity: Size::mib(32), memory: Size::mib(32) };
-            hub.alerts.push(opening.alerts(JOURNAL, lane, journal)?);
+            opening.alerts(JOURNAL, lane, journal)?;
             names.push(JOURNAL.to_owned());
         }
         for (name, settings) in sinks {
             if ctx.process != 0 && !settings.wants_rows() {
                 continue;
             }
-            let lane = settings.lane();
-            let of_sink = |error: StartError| error.within(name);
-            match settings {
-                SinkSettings::Stdout(s) => hub.alerts.push(opening.alerts(name, lane, Stdout::new(s))?),
-                SinkSettings::RedisStream(s) => {
-                    hub.alerts.push(opening.alerts(name, lane, redis_stream::RedisStream::new(s).map_err(of_sink)?)?);
-                }
-                SinkSettings::Kafka(s) => {
-                    hub.alerts.push(opening.alerts(name, lane, kafka::KafkaAlerts::new(s).map_err(of_sink)?)?)
-                }
-                SinkSettings::RedisLast(s) => {
-                    hub.rows.push(opening.rows(name, lane, redis_last::RedisLast::new(s).map_err(of_sink)?)?)
-                }
-                SinkSettings::RedisTimeseries(s) => {
-                    let sink = redis_timeseries::RedisTimeseries::new(s, Arc::clone(&ctx.labels)).map_err(of_sink)?;
-                    hub.rows.push(opening.rows(name, lane, sink)?);
-                }
-                SinkSettings::Parquet(s) => {
-                    let restored = opening.restored(name);
-                    let archive =
-                        ParquetArchive::new(Arc::clone(&ctx.fs), s.path.clone(), ctx.process, ctx.processes, restored);
-                    hub.rows.push(opening.rows(name, lane, archive)?);
-                }
-            }
+            destinations.open(name, settings, &mut opening)?;
             names.push(name.clone());
         }
         for state in &mine {
@@ -249,7 +227,7 @@ impl Lanes {
                 );
             }
         }
-        let starts = opening.starts;
+        let Opening { hub, starts, .. } = opening;
         let start = |(name, lane): (String, Box<dyn Part>)| ctx.crew.start(&format!("lane {name}"), lane);
         let working = starts.into_iter().map(start).collect::<Result<_, _>>();
         let working = working.map_err(|error| StartError::Io(format!("cannot start a thread: {error}")))?;
@@ -321,37 +299,53 @@ impl Drop for Lanes {
     }
 }
 
-struct Opening<'a> {
+/// The lanes of a process that is starting.
+pub struct Opening<'a> {
     ctx: &'a LaneContext,
     mine: &'a [LaneState],
     runtime: &'a Handle,
     drained: Sender<(String, u64)>,
+    hub: Hub,
     starts: Vec<(String, Box<dyn Part>)>,
 }
 
 impl Opening<'_> {
-    fn restored(&self, sink: &str) -> Vec<LaneState> {
+    /// What the checkpoint keeps of a sink's lanes.
+    pub fn restored(&self, sink: &str) -> Vec<LaneState> {
         self.mine.iter().filter(|state| state.sink == sink).cloned().collect()
     }
 
-    fn alerts<S: Sink<Item = Alerts>>(
-        &mut self,
-        name: &str,
-        lane: LaneSettings,
-        sink: S,
-    ) -> Result<Sending<Alerts>, StartError> {
-        let shed = Arc::clone(&self.ctx.shed);
-        self.lane(name, lane, sink, Box::new(move |sink, item| shed(sink, Shed::Alerts(item))))
+    /// Files of this process.
+    pub fn fs(&self) -> Arc<dyn Fs> {
+        Arc::clone(&self.ctx.fs)
     }
 
-    fn rows<S: Sink<Item = Rows>>(
+    /// Opens the lane of a sink that takes alerts.
+    pub fn alerts<S: Sink<Item = Alerts>>(
         &mut self,
         name: &str,
         lane: LaneSettings,
         sink: S,
-    ) -> Result<Sending<Rows>, StartError> {
+    ) -> Result<(), StartError> {
         let shed = Arc::clone(&self.ctx.shed);
-        self.lane(name, lane, sink, Box::new(move |sink, item| shed(sink, Shed::Rows(item))))
+        let lane = self.lane(name, lane, sink, Box::new(move |sink, item| shed(sink, Shed::Alerts(item))))?;
+        self.hub.alerts.push(lane);
+        Ok(())
+    }
+
+    /// Opens the lane of a sink that takes readings.
+    pub fn rows<S: Sink<Item = Rows>>(&mut self, name: &str, lane: LaneSettings, sink: S) -> Result<(), StartError> {
+        let shed = Arc::clone(&self.ctx.shed);
+        let lane = self.lane(name, lane, sink, Box::new(move |sink, item| shed(sink, Shed::Rows(item))))?;
+        self.hub.rows.push(lane);
+        Ok(())
+    }
+
+    /// Opens the lane of an archive of Parquet files.
+    pub fn parquet(&mut self, name: &str, lane: LaneSettings, path: &Path) -> Result<(), StartError> {
+        let LaneContext { process, processes, .. } = *self.ctx;
+        let archive = ParquetArchive::new(self.fs(), path.to_owned(), process, processes, self.restored(name));
+        self.rows(name, lane, archive)
     }
 
     fn lane<S: Sink>(
@@ -426,6 +420,41 @@ impl StartError {
             Self::Settings(text) => Self::Settings(within(text)),
             Self::Io(text) => Self::Io(within(text)),
             Self::Corrupt(text) => Self::Corrupt(within(text)),
+        }
+    }
+}
+
+/// Where sinks lead: as configured, or whatever a test puts in its place.
+pub trait Destinations: Send + Sync {
+    /// Looks at a destination as `run` would, and says in a few words what is there. Changes nothing.
+    fn look(&self, settings: &SinkSettings, runtime: &Handle) -> Result<String, StartError>;
+    /// Opens a sink's lane.
+    fn open(&self, name: &str, settings: &SinkSettings, opening: &mut Opening<'_>) -> Result<(), StartError>;
+}
+
+/// As configured.
+pub struct Configured;
+
+impl Destinations for Configured {
+    fn look(&self, settings: &SinkSettings, runtime: &Handle) -> Result<String, StartError> {
+        verify(settings, runtime)
+    }
+
+    fn open(&self, name: &str, settings: &SinkSettings, opening: &mut Opening<'_>) -> Result<(), StartError> {
+        let lane = settings.lane();
+        let of_sink = |error: StartError| error.within(name);
+        match settings {
+            SinkSettings::Stdout(s) => opening.alerts(name, lane, Stdout::new(s)),
+            SinkSettings::RedisStream(s) => {
+                opening.alerts(name, lane, redis_stream::RedisStream::new(s).map_err(of_sink)?)
+            }
+            SinkSettings::Kafka(s) => opening.alerts(name, lane, kafka::KafkaAlerts::new(s).map_err(of_sink)?),
+            SinkSettings::RedisLast(s) => opening.rows(name, lane, redis_last::RedisLast::new(s).map_err(of_sink)?),
+            SinkSettings::RedisTimeseries(s) => {
+                let sink = redis_timeseries::RedisTimeseries::new(s, Arc::clone(&opening.ctx.labels));
+                opening.rows(name, lane, sink.map_err(of_sink)?)
+            }
+            SinkSettings::Parquet(s) => opening.parquet(name, lane, &s.path),
         }
     }
 }

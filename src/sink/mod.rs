@@ -25,7 +25,9 @@ pub(crate) mod test_fs;
 pub use self::parquet::{ParquetArchive, look as look_at_dir};
 pub use item::{AlertBatch, Alerts, Item, JournalEntry, NameTable, Position, READ_BACK, RowBatch, Rows};
 pub use journal::{JOURNAL, Journal};
-pub use lanes::{DrainReport, Labels, LaneContext, LaneHandle, Lanes, Shed, Shedding, verify};
+pub use lanes::{
+    Configured, Destinations, DrainReport, Labels, LaneContext, LaneHandle, Lanes, Opening, Shed, Shedding, verify,
+};
 pub use stdout::Stdout;
 
 use operators::Epoch;

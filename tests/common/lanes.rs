@@ -11,7 +11,9 @@ use streamgauge::config::SinkSettings;
 use streamgauge::crew::Threads;
 use streamgauge::metrics::Metrics;
 use streamgauge::seam::{RealClock, RealFs};
-use streamgauge::sink::{AlertBatch, JournalEntry, LaneContext, LaneHandle, LaneState, Lanes, RowBatch, StartError};
+use streamgauge::sink::{
+    AlertBatch, Configured, JournalEntry, LaneContext, LaneHandle, LaneState, Lanes, RowBatch, StartError,
+};
 
 /// Some time in 2023, microseconds.
 pub const T0: i64 = 1_700_000_000_000_000;
@@ -104,7 +106,7 @@ impl Running {
             labels: Arc::new(|sensor, label| (label == "site").then(|| format!("site of {sensor}"))),
             shed: Arc::new(|sink, _| panic!("{sink} shed something")),
         };
-        let lanes = Lanes::open(sinks, context, restored.to_vec(), runtime.handle())?;
+        let lanes = Lanes::open(&Configured, sinks, context, restored.to_vec(), runtime.handle())?;
         Ok(Self { handle: lanes.handle(), metrics, lanes, cuts, _runtime: runtime })
     }
 
