@@ -223,10 +223,18 @@ impl JudgeNode {
             }
             debug_assert!(part.is_sorted_by_key(|r| (r.offset, r.index)), "a partition has one sender");
             let mut tally = Judgement::default();
-            for reading in part.drain(..) {
-                if let Some(refusal) = self.judge.judge(now, &reading, &mut passing.batch, &mut tally) {
-                    let dictionary = self.common.dictionary.borrow();
-                    let name = dictionary.name(reading.series);
+            for mut reading in part.drain(..) {
+                let refusal = match unknown(&self.judge, &self.common.dictionary, &mut reading) {
+                    Some(name) => {
+                        tally.refused += 1;
+                        Some((Refusal::TooManySeries, *name))
+                    }
+                    None => self.judge.judge(now, &reading, &mut passing.batch, &mut tally).map(|refusal| {
+                        let dictionary = self.common.dictionary.borrow();
+                        (refusal, dictionary.name(reading.series).clone())
+                    }),
+                };
+                if let Some((refusal, name)) = refusal {
                     let reason = match refusal {
                         Refusal::TooManySeries => Reason::TooManySeries,
                         Refusal::Conflict => Reason::Conflict,
@@ -241,8 +249,8 @@ impl JudgeNode {
                         // The record's bytes may be on another worker: the reading as it was decoded stands for them.
                         bytes: Box::default(),
                         reading: Some(RefusedReading {
-                            sensor: name.sensor.clone(),
-                            metric: name.metric.clone(),
+                            sensor: name.sensor,
+                            metric: name.metric,
                             time: reading.time,
                             value: Some(reading.value),
                         }),
@@ -274,6 +282,18 @@ impl JudgeNode {
         self.met(&passing.batch.created, epoch, &mut out.third);
         out.first.push(passing);
     }
+}
+
+/// The name of a reading whose series is not known here and finds no room. So it takes no number: ever new names would
+/// take ever more memory.
+#[inline]
+fn unknown(judge: &Judge, dictionary: &SharedDictionary, reading: &mut Reading) -> Option<Box<SeriesName>> {
+    let name = reading.name.as_ref()?;
+    let mut dictionary = dictionary.borrow_mut();
+    if reading.future() || judge.has_room(reading.group) || dictionary.find(name).is_some() {
+        dictionary.settle(reading);
+    }
+    reading.name.take()
 }
 
 impl Node for JudgeNode {

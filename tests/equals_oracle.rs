@@ -216,3 +216,25 @@ fn keyed_alerts_depend_on_neither_epochs_nor_workers() {
     }
     assert!(alerts > 500, "only {alerts} alerts");
 }
+
+#[test]
+fn a_full_key_group_refuses_the_same_series_whoever_judges_it() {
+    let (mut alerts, mut refused) = (0, 0);
+    for seed in seeds() {
+        println!("seed {seed} (SG_SEED={seed} SG_SEEDS=1 repeats it)");
+        let mut random = Rng::with_seed(seed ^ 0xf011);
+        let recipe = Recipe { seed, records: 2_000, partitions: 3, sensors: 10, keyed: random.bool() };
+        let partitions = Arc::new(records(&recipe));
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data");
+        // A sensor's two series lie in one key group, which has room for one.
+        let limited = |text: String| format!("limits.max_series = 1\n{text}");
+        let text = limited(settings(&data, random.usize(1..5), random.u64(1..40), RULES));
+        let summary = run(&text, &partitions, seed, random.usize(1..200), None);
+        alerts += compare(&text, &data, &partitions, summary.clone(), seed).journal.len();
+        let folder = tempfile::tempdir().expect("a folder");
+        let free = run(&settings(&folder.path().join("data"), 1, 20, RULES), &partitions, seed, 100, None);
+        refused += summary.dead_letters - free.dead_letters;
+    }
+    assert!(alerts > 500 && refused > 5_000, "{alerts} alerts, {refused} refused for want of room");
+}

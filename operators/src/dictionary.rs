@@ -6,7 +6,7 @@
 use crate::key_group::{KEY_GROUPS, key_group};
 use crate::{Reading, SeriesName, SeriesNo};
 use foldhash::fast::RandomState;
-use hashbrown::HashTable;
+use hashbrown::{HashMap, HashTable};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::hash::BuildHasher;
@@ -16,7 +16,10 @@ use std::sync::Arc;
 /// The dictionary as one worker's operators share it.
 pub type SharedDictionary = Rc<RefCell<Dictionary>>;
 
+/// A sender's number that it never announced.
 const UNKNOWN: SeriesNo = SeriesNo::MAX;
+/// A sender's number whose name waits for a series.
+const WAITING: SeriesNo = SeriesNo::MAX - 1;
 
 /// Names and numbers of one worker's series.
 #[derive(Default)]
@@ -29,20 +32,27 @@ pub struct Dictionary {
     metrics: BTreeSet<Arc<str>>,
     /// By sender: the sender's number -> ours.
     senders: Vec<Vec<SeriesNo>>,
+    /// Names that were announced and are no series here: by sender and its number. What is refused stays here and goes
+    /// when the sender starts its numbering over, so that ever new names take no more than that.
+    waiting: HashMap<(usize, SeriesNo), Box<SeriesName>, RandomState>,
     /// By group: the series' numbers in order of name, as of the last `put_in_order`.
     in_group: Vec<Vec<SeriesNo>>,
     unordered: Vec<u16>,
 }
 
 impl Dictionary {
+    /// The number of a name, if it has one.
+    pub fn find(&self, name: &SeriesName) -> Option<SeriesNo> {
+        self.by_name.find(self.hasher.hash_one(name), |no| self.names[*no as usize] == *name).copied()
+    }
     /// The number of a name; a new name gets the next one.
     pub fn intern(&mut self, name: &SeriesName) -> SeriesNo {
-        let hash = self.hasher.hash_one(name);
-        if let Some(no) = self.by_name.find(hash, |no| self.names[*no as usize] == *name) {
-            return *no;
+        if let Some(no) = self.find(name) {
+            return no;
         }
+        let hash = self.hasher.hash_one(name);
         let no = self.names.len() as SeriesNo;
-        assert!(no < UNKNOWN, "a worker holds at most 2^32 - 1 series");
+        assert!(no < WAITING, "a worker holds fewer than 2^32 - 2 series");
         let metric = self.metrics.get(&name.metric).cloned().unwrap_or_else(|| {
             self.metrics.insert(name.metric.clone());
             name.metric.clone()
@@ -79,27 +89,61 @@ impl Dictionary {
         self.names.is_empty()
     }
     /// Makes the sender's number of a reading ours, and takes the name off it. A name announces its number, again too.
+    /// A reading of a name that is no series here keeps its name, and the sender's number, until it is `settle`d.
     ///
     /// # Panics
     /// If the sender never announced the number: an invariant of the exchange is broken, and any answer would be wrong.
     pub fn resolve(&mut self, reading: &mut Reading) {
-        let (sender, number) = (reading.sender(), reading.series as usize);
+        let at = (reading.sender(), reading.series);
         if let Some(name) = reading.name.take() {
-            let no = self.intern(&name);
-            if self.senders.len() <= sender {
-                self.senders.resize_with(sender + 1, Vec::new);
+            match self.find(&name) {
+                Some(no) => self.know(at, no),
+                None => {
+                    self.waiting.insert(at, name);
+                    *self.entry(at) = WAITING;
+                }
             }
-            let table = &mut self.senders[sender];
-            if table.len() <= number {
-                table.resize(number + 1, UNKNOWN);
-            }
-            table[number] = no;
         }
-        let known = self.senders.get(sender).and_then(|table| table.get(number)).copied();
-        match known {
+        match self.senders.get(at.0).and_then(|table| table.get(at.1 as usize)).copied() {
+            Some(WAITING) => {
+                let name = self.waiting.get(&at).cloned();
+                match name.as_ref().and_then(|name| self.find(name)) {
+                    // Another sender's reading has settled it.
+                    Some(no) => {
+                        self.know(at, no);
+                        reading.series = no;
+                    }
+                    None => reading.name = name,
+                }
+            }
             Some(no) if no != UNKNOWN => reading.series = no,
-            _ => panic!("worker {sender} sent a reading of its series {number} without ever naming it"),
+            _ => panic!("worker {} sent a reading of its series {} without ever naming it", at.0, at.1),
         }
+    }
+    /// Makes the name that a resolved reading still carries a series.
+    pub fn settle(&mut self, reading: &mut Reading) {
+        if let Some(name) = reading.name.take() {
+            let at = (reading.sender(), reading.series);
+            reading.series = self.intern(&name);
+            // Unless the sender has used the number for another name since.
+            if self.waiting.get(&at) == Some(&name) {
+                self.know(at, reading.series);
+            }
+        }
+    }
+    fn entry(&mut self, (sender, number): (usize, SeriesNo)) -> &mut SeriesNo {
+        if self.senders.len() <= sender {
+            self.senders.resize_with(sender + 1, Vec::new);
+        }
+        let table = &mut self.senders[sender];
+        if table.len() <= number as usize {
+            table.resize(number as usize + 1, UNKNOWN);
+        }
+        &mut table[number as usize]
+    }
+    fn know(&mut self, at: (usize, SeriesNo), no: SeriesNo) {
+        self.waiting.remove(&at);
+        *self.entry(at) = no;
     }
     /// Puts each group's numbers in order of name.
     pub(crate) fn put_in_order(&mut self) {
@@ -128,6 +172,7 @@ mod tests {
     }
     fn resolved(d: &mut Dictionary, mut r: Reading) -> SeriesNo {
         d.resolve(&mut r);
+        d.settle(&mut r);
         assert!(r.name.is_none());
         r.series
     }
@@ -144,6 +189,47 @@ mod tests {
         assert_eq!(resolved(&mut d, reading(1, 5, None)), 2);
         assert_eq!(d.len(), 3);
         assert_eq!((d.name(2), d.group(2)), (&name("a", "h"), key_group(b"a")));
+    }
+
+    #[test]
+    fn names_that_are_refused_take_no_number_and_are_told_again_with_each_reading() {
+        let mut d = Dictionary::default();
+        for round in 0..3 {
+            for number in 0..100 {
+                let mut r = reading(0, number, Some(name(&format!("{round}-{number}"), "t")));
+                d.resolve(&mut r);
+                assert!(r.name.is_some());
+                let mut again = reading(0, number, None);
+                d.resolve(&mut again);
+                assert_eq!(again.name.as_deref(), Some(&name(&format!("{round}-{number}"), "t")));
+            }
+        }
+        assert_eq!((d.len(), d.waiting.len()), (0, 100), "what a sender's numbers stood for before is gone");
+    }
+
+    #[test]
+    fn a_name_that_becomes_a_series_is_known_to_every_sender_that_waits() {
+        let mut d = Dictionary::default();
+        let (mut one, mut other) = (reading(0, 3, Some(name("a", "t"))), reading(1, 7, Some(name("a", "t"))));
+        d.resolve(&mut one);
+        d.resolve(&mut other);
+        d.settle(&mut one);
+        assert_eq!(resolved(&mut d, reading(1, 7, None)), one.series);
+        d.settle(&mut other);
+        assert_eq!((other.series, d.len(), d.waiting.len()), (one.series, 1, 0));
+    }
+
+    #[test]
+    fn a_reading_settles_its_own_name_although_its_number_has_another_by_now() {
+        let mut d = Dictionary::default();
+        let mut early = reading(0, 3, Some(name("a", "t")));
+        d.resolve(&mut early);
+        let mut late = reading(0, 3, Some(name("b", "t")));
+        d.resolve(&mut late);
+        d.settle(&mut early);
+        assert_eq!(d.name(early.series), &name("a", "t"));
+        let no = resolved(&mut d, reading(0, 3, None));
+        assert_eq!(d.name(no), &name("b", "t"));
     }
 
     #[test]

@@ -207,6 +207,10 @@ impl Judge {
         out.readings.push(judged(reading, verdict));
         None
     }
+    /// Whether its key group has room for another series.
+    pub fn has_room(&self, group: u16) -> bool {
+        self.live[usize::from(group)] < self.config.max_series_per_group
+    }
     #[cold]
     fn meet(&mut self, no: usize) {
         let dictionary = self.dictionary.borrow();
