@@ -16,14 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
-from confluent_kafka.admin import AdminClient, NewTopic
-from redis import Redis
-
 import truth
-from engines import ENGINES, JAVA, ROOT, SETTINGS, STREAMGAUGE, Place, versions
+from confluent_kafka.admin import AdminClient, NewTopic
+from engines import ENGINES, JAVA, ROOT, SETTINGS, STREAMGAUGE, USUAL, Place, versions
+from redis import Redis
 
 TOPIC, EMPTY, PARTITIONS = "bench", "empty", 16
 # As long as a hang, not as long as a slow run.
@@ -140,10 +140,9 @@ class Bench:
         Redis(port=self.redis.port).flushall()
         place = Place(self.kafka.address, topic, f"alerts-{self.runs}", f"redis://{self.redis.address}", folder)
         self.create_topic(place.alerts, 4)
-        # The clock starts when the command does: what it runs under may wait for its turn first.
-        begun = folder / "begun"
-        command = [*self.arguments.under, "sh", "-c", 'date +%s.%N >"$0"; exec "$@"', begun, *ENGINES[engine](place)]
+        command = ENGINES[engine](place)
         servers = self.kafka.cpu_s(), self.redis.cpu_s()
+        begun = time.time()
         with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
             child = subprocess.Popen(
                 [str(c) for c in command], stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True
@@ -166,7 +165,7 @@ class Bench:
         result = {
             "engine": engine,
             "cpu_s": used.ru_utime + used.ru_stime,
-            "wall_s": ended - float(begun.read_text()),
+            "wall_s": ended - begun,
             "rss_mb": rss / MB,
             "broker_cpu_s": self.kafka.cpu_s() - servers[0],
             "redis_cpu_s": self.redis.cpu_s() - servers[1],
@@ -197,6 +196,22 @@ class Bench:
                 f"have another value, such as {wrong[:3]}"
             )
         return counted
+
+
+@contextmanager
+def held(lock):
+    """Holds what a lock's command holds while it runs something."""
+    if not lock:
+        yield
+        return
+    with subprocess.Popen(
+        [*lock, "sh", "-c", "echo; read -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        yield
+        if holder.poll() is not None:
+            print("note: the lock was lost before the round was over")
+        holder.stdin.close()
 
 
 def machine():
@@ -281,10 +296,15 @@ def table(rows):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     peers = [e for e in ENGINES if e != "streamgauge"]
-    parser.add_argument("--peers", default=",".join(peers), type=lambda text: text.split(","), help=f"of {peers}")
+    parser.add_argument("--peers", default=USUAL, type=lambda text: text.split(","), help=f"of {peers}")
     parser.add_argument("--readings", default=2_000_000, type=int, help="how many, copies not counted")
     parser.add_argument("--rounds", default=3, type=int, help="how often each peer runs")
-    parser.add_argument("--under", default=[], type=shlex.split, help="a command to run each measured one under")
+    parser.add_argument(
+        "--hold",
+        default=[],
+        type=shlex.split,
+        help="on a shared machine: a lock's command, such as `flock FILE`, that each round waits for and keeps",
+    )
     parser.add_argument("--out", default=ROOT / "target/bench/peers.json", type=Path)
     parsed = parser.parse_args()
     if unknown := set(parsed.peers) - set(peers):
@@ -308,14 +328,16 @@ def main():
                 flush=True,
             )
             starts, runs = {}, []
-            for engine in engines:
-                starts[engine] = bench.run(engine, EMPTY)
-                print_run("start", starts[engine], 0)
             for _ in range(options.rounds):
-                for peer in options.peers:
-                    for engine in ("streamgauge", peer):
-                        runs.append(bench.run(engine, TOPIC))
-                        print_run("run", runs[-1], records)
+                with held(options.hold):
+                    if not starts:
+                        for engine in engines:
+                            starts[engine] = bench.run(engine, EMPTY)
+                            print_run("start", starts[engine], 0)
+                    for peer in options.peers:
+                        for engine in ("streamgauge", peer):
+                            runs.append(bench.run(engine, TOPIC))
+                            print_run("run", runs[-1], records)
         finally:
             bench.stop()
     rows = per_engine(records, starts, runs)

@@ -12,7 +12,6 @@ import orjson
 from bytewax.connectors.kafka import KafkaSink, KafkaSinkMessage, KafkaSource
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
-
 from series import Series, parse
 
 DEDUP_MS = 600_000

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import confluent_kafka
-
 import truth
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +16,7 @@ CACHE = ROOT / ".cache"
 STREAMGAUGE = ROOT / "target/release/streamgauge"
 PYTHON = CACHE / "peers/venv/bin/python"
 WORKERS = 2
+CHECKPOINT_MS = 10_000
 JAVA = ["-XX:+UseParallelGC", "-Xmx3g", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
 
 CONFIG = """
@@ -83,8 +83,16 @@ def flink(at):
     )
 
 
+def flink_checkpoints(at):
+    return [*flink(at), CHECKPOINT_MS, (at.folder / "checkpoints").as_uri()]
+
+
 def kafka_streams(at):
     return java(at, "kafka-streams")
+
+
+def kafka_streams_changelog(at):
+    return [*kafka_streams(at), "changelog"]
 
 
 def python_redis(at):
@@ -106,13 +114,19 @@ ENGINES = {
     "kafka-streams": kafka_streams,
     "python-redis": python_redis,
     "bytewax": bytewax,
+    "flink-checkpoints": flink_checkpoints,
+    "kafka-streams-changelog": kafka_streams_changelog,
 }
+# Those that are run if nothing is said: each at its fastest.
+USUAL = ["flink", "kafka-streams", "python-redis", "bytewax"]
 SETTINGS = {
     "streamgauge": "2 workers; durability process, tick 20 ms, checkpoint every 30 s, metrics, journal; alerts to both",
     "flink": "parallelism 2, local mini-cluster, heap state, object reuse; checkpoints off; alerts to Kafka only",
     "kafka-streams": "2 stream threads, in-memory stores, no changelog topics; alerts to Kafka only",
     "python-redis": "2 processes; batches of 5,000, orjson, one Lua script a batch (SET NX EX 600), alerts to both; "
     "no checkpoints",
+    "flink-checkpoints": f"as flink, with a checkpoint to disk every {CHECKPOINT_MS // 1000} s",
+    "kafka-streams-changelog": "as kafka-streams, with changelog topics, which is its default",
     "bytewax": "2 processes of 1 worker; batches of 1,000, orjson; no recovery store; alerts to Kafka only",
 }
 
@@ -143,6 +157,8 @@ def versions():
         "streamgauge": first_line(STREAMGAUGE, "--version"),
         "flink": f"Apache Flink {jar('peers/flink/libs', 'flink-runtime')}, connector "
         f"{jar('peers/flink/libs', 'flink-connector-kafka')}, Jackson {jar('peers/flink/libs', 'jackson-databind')}",
+        "flink-checkpoints": "as flink",
+        "kafka-streams-changelog": "as kafka-streams",
         "kafka-streams": f"Kafka Streams {jar('peers/kafka-streams/libs', 'kafka-streams')}, Jackson "
         f"{jar('peers/kafka-streams/libs', 'jackson-databind')}",
         "bytewax": f"Python {python}, " + packages("bytewax", "confluent-kafka", "orjson"),

@@ -12,7 +12,6 @@ from multiprocessing import get_context
 import orjson
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from redis import Redis
-
 from series import Series, parse
 
 DEDUP_S = 600

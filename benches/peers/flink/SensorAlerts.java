@@ -79,7 +79,7 @@ public final class SensorAlerts {
     /** What is known of a series. */
     public static class Series {
         public long clock;
-        public Map<String, Long> seen = new LinkedHashMap<>();
+        public LinkedHashMap<String, Long> seen = new LinkedHashMap<>(); // not Map: its order must survive a checkpoint
         public List<Entry> window = new ArrayList<>();
         public double mean;
         public double m2;
