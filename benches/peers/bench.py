@@ -1,7 +1,8 @@
 """One job, several engines, on the same topic of a real Kafka: what each spends. `make bench-peers` calls it.
 
-Each engine runs once on an empty topic (what its start costs) and then reads the topic to its end, two workers each,
-taking turns: streamgauge before every peer. Counts and every alert are checked; a wrong one fails the run.
+Each engine runs once on an empty topic (what its start costs) and once on a quarter of the readings (with that, what a
+million more costs once a virtual machine has compiled what it runs). Then they read the topic to its end, two workers
+each, taking turns: streamgauge before every peer. Counts and every alert are checked; a wrong one fails the run.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from engines import ENGINES, JAVA, ROOT, SETTINGS, STREAMGAUGE, USUAL, Place, versions
 from redis import Redis
 
-TOPIC, EMPTY, PARTITIONS = "bench", "empty", 16
+FULL, QUARTER, EMPTY, PARTITIONS = "bench", "quarter", "empty", 16
 # As long as a hang, not as long as a slow run.
 RUN_SECONDS_MAX = 1_800
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -110,34 +111,30 @@ class Bench:
             future.result(60)
 
     def fill(self):
-        written = self.folder / "truth.json"
-        produce = [
-            STREAMGAUGE,
-            "produce",
-            "--bootstrap-servers",
-            self.kafka.address,
-            "--topic",
-            TOPIC,
-            "--create-partitions",
-            PARTITIONS,
-            "--readings",
-            self.arguments.readings,
-            "--truth",
-            written,
-            *PRODUCE,
-        ]
-        subprocess.run([str(p) for p in produce], check=True)
         self.create_topic(EMPTY, PARTITIONS)
-        self.counts, self.alerts, self.added = truth.expected(self.kafka.address, TOPIC)
-        if (reason := truth.agrees_with_produce(self.counts, written)) is not None:
-            sys.exit(reason)
+        self.truths = {}
+        for topic, readings in ((QUARTER, self.arguments.readings // 4), (FULL, self.arguments.readings)):
+            written = self.folder / f"{topic}.json"
+            to = ["--bootstrap-servers", self.kafka.address, "--topic", topic, "--create-partitions", str(PARTITIONS)]
+            what = ["--readings", str(readings), "--truth", str(written), *PRODUCE]
+            subprocess.run([STREAMGAUGE, "produce", *to, *what], check=True)
+            counts, alerts, added = truth.expected(self.kafka.address, topic)
+            if (reason := truth.agrees_with_produce(counts, written)) is not None:
+                sys.exit(reason)
+            self.truths[topic] = counts, alerts, added
+            print(
+                f"{topic}: {PARTITIONS} partitions, {counts}; {len(alerts):,} alerts, and {len(added):,} of readings "
+                "that are behind (streamgauge only)",
+                flush=True,
+            )
 
     def run(self, engine, topic):
         """One run: what it spent, and whether its answer was right."""
         self.runs += 1
         folder = self.folder / f"run-{self.runs}"
         folder.mkdir()
-        Redis(port=self.redis.port).flushall()
+        redis = Redis(port=self.redis.port)
+        redis.flushall()
         place = Place(self.kafka.address, topic, f"alerts-{self.runs}", f"redis://{self.redis.address}", folder)
         self.create_topic(place.alerts, 4)
         command = ENGINES[engine](place)
@@ -169,20 +166,28 @@ class Bench:
             "rss_mb": rss / MB,
             "broker_cpu_s": self.kafka.cpu_s() - servers[0],
             "redis_cpu_s": self.redis.cpu_s() - servers[1],
+            "redis_mb": redis.info("memory")["used_memory"] / MB,
         }
-        if topic == TOPIC:
-            result["counts"] = self.check(engine, folder, place.alerts)
+        if topic in self.truths:
+            result["records"] = self.truths[topic][0]["records"]
+            result["counts"] = self.check(engine, topic, folder, place.alerts)
+        rate = f", {result['records'] / result['wall_s']:,.0f} records/s" if topic in self.truths else ""
+        print(
+            f"{topic:7} {engine:13} {result['cpu_s']:7.2f} CPU-s in {result['wall_s']:6.1f} s{rate}, "
+            f"{result['rss_mb']:,.0f} MB; broker {result['broker_cpu_s']:.2f} CPU-s, Redis {result['redis_cpu_s']:.2f}",
+            flush=True,
+        )
         return result
 
-    def check(self, engine, folder, alert_topic):
+    def check(self, engine, topic, folder, alert_topic):
         """What the engine counted; ends the whole run if a count or an alert is wrong."""
         lines = [json.loads(line) for line in (folder / "out").read_text().splitlines() if line.startswith("{")]
-        counted = {key: sum(line[key] for line in lines) for key in (*self.counts, "alerts")}
-        wanted = dict(self.alerts)
-        if engine == "streamgauge":
-            wanted.update(self.added)
-        if counted != self.counts | {"alerts": len(wanted)}:
-            sys.exit(f"{engine} counted {counted}; right is {self.counts | {'alerts': len(wanted)}}")
+        counts, alerts, added = self.truths[topic]
+        wanted = alerts | added if engine == "streamgauge" else alerts
+        right = counts | {"alerts": len(wanted)}
+        counted = {key: sum(line[key] for line in lines) for key in right}
+        if counted != right:
+            sys.exit(f"{engine} counted {counted}; right is {right}")
         found, sent = {}, 0
         for payload in truth.read_all(self.kafka.address, alert_topic):
             a = orjson.loads(payload)
@@ -227,67 +232,62 @@ def machine():
     return f"{os.cpu_count()} cores ({model}), {memory:.0f} GB, Linux {platform.release()}"
 
 
-def per_engine(records, starts, runs):
-    """The runs of each engine, summed up per million records."""
-    million, rows = records / 1e6, {}
-    for engine in ENGINES:
-        own = [r for r in runs if r["engine"] == engine]
-        if not own:
-            continue
-        cpu = [r["cpu_s"] / million for r in own]
-        start = starts[engine]
-        rows[engine] = {
-            "cpu_s_per_million": {"min": min(cpu), "median": statistics.median(cpu)},
-            "cpu_s_per_million_after_start": {
-                "min": min(cpu) - start["cpu_s"] / million,
-                "median": statistics.median(cpu) - start["cpu_s"] / million,
-            },
-            "start_cpu_s": start["cpu_s"],
-            "start_wall_s": start["wall_s"],
-            "readings_per_s": records / min(r["wall_s"] for r in own),
-            "rss_mb": max(r["rss_mb"] for r in own),
-            "broker_cpu_s_per_million": statistics.median(r["broker_cpu_s"] / million for r in own),
-            "redis_cpu_s_per_million": statistics.median(r["redis_cpu_s"] / million for r in own),
-            "runs": len(own),
-            "exact": True,
-            "counts": own[0]["counts"],
-            "settings": SETTINGS[engine],
-        }
-    return rows
+def per_engine(engine, starts, quarters, runs):
+    """The runs of an engine, per million records."""
+    own = [r for r in runs if r["engine"] == engine]
+    start, quarter = starts[engine], quarters[engine]
+    million = own[0]["records"] / 1e6
+
+    def median(key):
+        return statistics.median(r[key] for r in own)
+
+    return {
+        "cpu_s_per_million": {"min": min(r["cpu_s"] for r in own) / million, "median": median("cpu_s") / million},
+        "cpu_s_per_million_warm": (median("cpu_s") - quarter["cpu_s"]) / (million - quarter["records"] / 1e6),
+        "start_cpu_s": start["cpu_s"],
+        "start_wall_s": start["wall_s"],
+        "readings_per_s": own[0]["records"] / min(r["wall_s"] for r in own),
+        "rss_mb": max(r["rss_mb"] for r in own),
+        "broker_cpu_s_per_million": median("broker_cpu_s") / million,
+        "redis_cpu_s_per_million": median("redis_cpu_s") / million,
+        "redis_mb": max(r["redis_mb"] for r in own),
+        "runs": len(own),
+        "exact": True,
+        "counts": own[0]["counts"],
+        "settings": SETTINGS[engine],
+    }
 
 
 def table(rows):
-    base = rows["streamgauge"]["cpu_s_per_million"]["median"]
     head = (
         "engine",
-        "CPU-s/M min",
-        "median",
-        "x",
-        "median less start",
+        "CPU-s/M min / median",
+        "times ours",
+        "warm CPU-s/M",
+        "times ours",
         "start CPU-s",
-        "readings/s",
+        "records/s",
         "resident MB",
         "broker CPU-s/M",
         "Redis CPU-s/M",
-        "runs",
-        "alerts",
+        "Redis MB",
     )
+    ours = rows["streamgauge"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for engine, r in rows.items():
-        cpu = r["cpu_s_per_million"]
+        cpu, warm = r["cpu_s_per_million"], r["cpu_s_per_million_warm"]
         cells = (
             engine,
-            f"{cpu['min']:.2f}",
-            f"{cpu['median']:.2f}",
-            f"{cpu['median'] / base:.1f}",
-            f"{r['cpu_s_per_million_after_start']['median']:.2f}",
+            f"{cpu['min']:.2f} / {cpu['median']:.2f}",
+            f"{cpu['median'] / ours['cpu_s_per_million']['median']:.1f}",
+            f"{warm:.2f}",
+            f"{warm / ours['cpu_s_per_million_warm']:.1f}",
             f"{r['start_cpu_s']:.2f}",
             f"{r['readings_per_s']:,.0f}",
             f"{r['rss_mb']:,.0f}",
             f"{r['broker_cpu_s_per_million']:.2f}",
             f"{r['redis_cpu_s_per_million']:.2f}",
-            str(r["runs"]),
-            f"{r['counts']['alerts']:,}",
+            f"{r['redis_mb']:,.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -321,31 +321,22 @@ def main():
         bench = Bench(options, Path(folder))
         try:
             bench.fill()
-            records = bench.counts["records"]
-            print(
-                f"{records:,} records, {PARTITIONS} partitions; {bench.counts}; {len(bench.alerts):,} alerts, and "
-                f"{len(bench.added):,} of readings that are behind (streamgauge only)",
-                flush=True,
-            )
-            starts, runs = {}, []
+            starts, quarters, runs = {}, {}, []
             for _ in range(options.rounds):
                 with held(options.hold):
-                    if not starts:
-                        for engine in engines:
-                            starts[engine] = bench.run(engine, EMPTY)
-                            print_run("start", starts[engine], 0)
+                    for engine in engines if not runs else []:
+                        starts[engine] = bench.run(engine, EMPTY)
+                        quarters[engine] = bench.run(engine, QUARTER)
                     for peer in options.peers:
-                        for engine in ("streamgauge", peer):
-                            runs.append(bench.run(engine, TOPIC))
-                            print_run("run", runs[-1], records)
+                        runs.extend(bench.run(engine, FULL) for engine in ("streamgauge", peer))
         finally:
             bench.stop()
-    rows = per_engine(records, starts, runs)
+    rows = {engine: per_engine(engine, starts, quarters, runs) for engine in engines}
     result = {
         "command": shlex.join(["make", "bench-peers", f"PEERS_ARGS={shlex.join(sys.argv[1:])}"]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
-        "records": records,
+        "records": runs[0]["records"],
         "produce": shlex.join(PRODUCE),
         "topic": f"{PARTITIONS} partitions, not compressed, producer linger 5 ms",
         "versions": {k: v for k, v in known.items() if k in engines or k not in ENGINES},
@@ -353,21 +344,13 @@ def main():
         "engines": rows,
         "runs": runs,
         "starts": starts,
+        "quarters": quarters,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(f"{k}: {v}" for k, v in result["versions"].items()))
     print(f"java: {result['java']}\nmachine: {result['machine']}\n" + "\n".join(f"{e}: {SETTINGS[e]}" for e in rows))
     print(f"\n{table(rows)}")
-
-
-def print_run(what, run, records):
-    rate = f", {records / run['wall_s']:,.0f} records/s" if records else ""
-    print(
-        f"{what:5} {run['engine']:13} {run['cpu_s']:7.2f} CPU-s in {run['wall_s']:6.1f} s{rate}, "
-        f"{run['rss_mb']:,.0f} MB; broker {run['broker_cpu_s']:.2f}, Redis {run['redis_cpu_s']:.2f} CPU-s",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":
