@@ -212,7 +212,8 @@ def held(lock):
     with subprocess.Popen(
         [*lock, "sh", "-c", "echo; read -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
-        holder.stdout.readline()
+        if not holder.stdout.readline():
+            sys.exit(f"{shlex.join(lock)} did not run what it was given")
         yield
         if holder.poll() is not None:
             print("note: the lock was lost before the round was over")
