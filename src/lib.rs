@@ -19,6 +19,7 @@ pub mod demo;
 pub mod docs_gen;
 pub mod epoch_log;
 pub mod error;
+pub mod failpoint;
 pub mod ledger;
 pub mod metrics;
 pub mod nodes;

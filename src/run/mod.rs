@@ -119,7 +119,7 @@ pub fn run(loaded: &Loaded, options: RunOptions) -> Result<Summary, Failure> {
         config: loaded.config.clone(),
         pure,
         options,
-        fs: Arc::new(RealFs),
+        fs: crate::failpoint::around(Arc::new(RealFs)),
         clock: Arc::new(RealClock::default()),
         origin: Arc::new(origin),
         destinations: Arc::new(Configured),

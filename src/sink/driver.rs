@@ -4,6 +4,7 @@ use super::lane::{Action, Event, Lane};
 use super::lanes::{Message, Port};
 use super::{Item, LaneState, Sink, SinkError, Written};
 use crate::crew::Part;
+use crate::failpoint::{self, When};
 use crate::metrics::Metrics;
 use crate::seam::Clock;
 use crossbeam_channel::Sender;
@@ -125,7 +126,9 @@ impl<S: Sink> Driver<S> {
                 if let Some((written, batch, took_us)) = &outcome.written {
                     show.written(written, batch, *took_us, around.clock.wall_ms());
                 }
+                failpoint::pass("acknowledge", &around.name, When::Before);
                 lane.step(now, outcome.event, &mut self.actions);
+                failpoint::pass("acknowledge", &around.name, When::After);
             }
             Next::Inbox if self.inbox.is_empty() => lane.step(now, Event::Tick, &mut self.actions),
             Next::Inbox => {}
@@ -143,7 +146,11 @@ impl<S: Sink> Driver<S> {
         }
         for action in self.actions.drain(..) {
             match action {
-                Action::Report(state) => (around.cuts)(state),
+                Action::Report(state) => {
+                    failpoint::pass("report", &around.name, When::Before);
+                    (around.cuts)(state);
+                    failpoint::pass("report", &around.name, When::After);
+                }
                 Action::Shed(item) => {
                     show.shed(item.count());
                     (around.shed)(&around.name, item);
@@ -195,8 +202,11 @@ async fn finish<T>(doing: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) 
 fn start<S: Sink>(mut sink: S, action: Action<S::Item>, term: u64, clock: Arc<dyn Clock>) -> Doing<S> {
     Box::pin(async move {
         let started = clock.monotonic_us();
+        let operation = operation(&action);
+        failpoint::pass(operation, &name, When::Before);
         let done = tokio::time::timeout(PATIENCE, perform(&mut sink, action, term)).await;
         let took_us = clock.monotonic_us() - started;
+        failpoint::pass(operation, &name, When::After);
         let outcome = match done {
             Ok(Ok((event, written))) => {
                 Outcome { event, written: written.map(|(written, batch)| (written, batch, took_us)) }

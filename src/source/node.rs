@@ -8,6 +8,7 @@ use crate::dead_letters::RefusedReading;
 use crate::decode::{Decoder, Outcome, Reason, ValueIssue};
 use crate::epoch_log::{Close, Control, FOR_EVER, Frame, Range};
 use crate::error::Failure;
+use crate::failpoint::{self, When};
 use crate::ledger::Counts;
 use crate::metrics::{Metrics, PartitionMetrics, ReadingCounts, SourceMetrics};
 use crate::process::Shared;
@@ -658,9 +659,11 @@ impl SourceNode {
             for ((stream, partition), next) in self.commits.pop_front().map(|(_, p)| p).unwrap_or_default() {
                 self.source.commit(stream, partition, next);
             }
+            failpoint::pass("commit", "source", When::Before);
         }
     }
 
+            failpoint::pass("commit", "source", When::After);
     /// One record: counted, decoded, fanned out.
     fn take(&mut self, record: Record<'_>) {
         let Some(partition) = self.partitions.get_mut(&(record.stream, record.partition)) else { return };
