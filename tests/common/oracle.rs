@@ -1,9 +1,9 @@
 //! From what the program writes down to what the oracle reads.
 
-use oracle::Line;
 use oracle::config::{
     Condition, Config, Decode, Dedup, NullPolicy, OnConflict, Rule, Selector, Shape, SourceConfig, Stat, Window,
 };
+use oracle::{Line, Outcome};
 use std::path::Path;
 use streamgauge::config::{self, Pure, Resolved};
 use streamgauge::plan::Layout;
@@ -97,6 +97,22 @@ fn statistic(stat: operators::Stat) -> Stat {
         operators::Stat::Rate => Stat::Rate,
         operators::Stat::Ewma => Stat::Ewma,
     }
+}
+
+/// What a run's summary must say, by name, if the oracle is right.
+pub fn counts(outcome: &Outcome) -> [(&'static str, u64); 9] {
+    let counts = oracle::total(&outcome.counts);
+    [
+        ("records", counts.records),
+        ("accepted", counts.accepted),
+        ("behind", counts.behind),
+        ("duplicates", counts.duplicates),
+        ("late", counts.late),
+        ("future", counts.future),
+        ("dead_letters", counts.dead_lettered + counts.dead_lettered_values),
+        ("alerts", outcome.journal.len() as u64),
+        ("imbalance", 0),
+    ]
 }
 
 /// The epoch log of a data directory.

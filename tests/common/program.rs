@@ -65,3 +65,9 @@ pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("its address").port()
 }
+
+/// A free port on loopback whose next is free, too: process p of several adds p to the port of its page.
+pub fn free_pair() -> u16 {
+    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (0..1_000).map(|_| free_port()).find(|port| *port < u16::MAX && free(*port + 1)).expect("two ports")
+}

@@ -8,7 +8,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything that a test waits for may take, on a machine that compiles at the same time.
@@ -23,8 +23,14 @@ pub struct Running {
 impl Running {
     /// Starts it; what it says goes to `log`.
     pub fn start(args: &[&str], log: &Path) -> Running {
+        Running::start_with(args, log, |_| {})
+    }
+
+    /// The same, when the command has been told more than its arguments.
+    pub fn start_with(args: &[&str], log: &Path, tell: impl FnOnce(&mut Command)) -> Running {
         let out = File::create(log).expect("a log");
         let mut command = streamgauge(args);
+        tell(&mut command);
         command.stdout(out.try_clone().expect("a log")).stderr(Stdio::from(out));
         Running { child: command.spawn().expect("the program starts"), log: log.to_owned() }
     }
@@ -51,9 +57,32 @@ impl Running {
         }
     }
 
+    /// Waits until it has said something so many times.
+    pub fn until_says(&mut self, text: &str, times: usize) {
+        let log = self.log.clone();
+        let said = || std::fs::read_to_string(&log).unwrap_or_default().matches(text).count();
+        self.until(text, || (said() >= times).then_some(()));
+    }
+
     /// Waits until its page answers.
     pub fn until_up(&mut self, port: u16) {
         self.until("GET /healthz", || get(port, "/healthz").filter(|(status, _)| *status == 200));
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits so long for its end; none if it goes on.
+    pub fn ends_within(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + patience;
+        loop {
+            match self.child.try_wait().expect("its state") {
+                None if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+                status => return status,
+            }
+        }
     }
 
     /// Ends it as a power cut would.
@@ -62,10 +91,15 @@ impl Running {
         self.child.wait().expect("its end");
     }
 
-    /// Asks it to end (SIGTERM), and waits.
-    pub fn terminate(mut self) -> (ExitStatus, String) {
+    /// Asks it to end (SIGTERM).
+    pub fn ask_to_end(&self) {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().expect("a pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("told");
+    }
+
+    /// The same, and waits.
+    pub fn terminate(mut self) -> (ExitStatus, String) {
+        self.ask_to_end();
         self.wait()
     }
 

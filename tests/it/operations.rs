@@ -1,43 +1,26 @@
-//! What an operator has: Prometheus, probes, lag tools, a topic that grows, a broker that falls over, SIGTERM.
+//! What an operator has: Prometheus, probes, lag tools, a topic that grows, SIGTERM.
 
-use crate::program::{free_port, journal, run_until_end, streamgauge, succeed, summary};
-use crate::running::{Plain, Running, ends, get, send};
+use crate::plant::Plant;
+use crate::program::{free_port, journal, streamgauge, summary};
+use crate::running::{Plain, ends, get, send};
 use crate::servers::{Kafka, Prometheus};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-fn configure(folder: &Path, kafka: &Kafka, topic: &str, port: u16) -> PathBuf {
-    let (bootstrap, data) = (&kafka.bootstrap, folder.join("data"));
-    let text = format!(
-        r#"
-data_dir = {data:?}
-workers = 2
-server.listen = "127.0.0.1:{port}"
-checkpoint.interval = "1s"
-[sources.plant]
-type = "kafka"
-bootstrap_servers = "{bootstrap}"
-topics = ["{topic}"]
-group_id = "group-{topic}"
-decode = {{ id = "/unique_reading_id", sensor = "/sensor_id", metric = "/type", value = "/value", time = "/timestamp" }}
+const RULES: &str = r#"
 [rules.hot]
 metric = "temperature"
-when.above = {{ warning = 30.0, critical = 38.0, hysteresis = 1.0 }}
+when.above = { warning = 30.0, critical = 38.0, hysteresis = 1.0 }
 [rules.damp]
 metric = "humidity"
 when.above = 40.0
-"#
-    );
-    let path = folder.join("sg.toml");
-    std::fs::write(&path, text).expect("a configuration");
-    path
-}
+"#;
 
 /// The number that a Prometheus query comes to; none while there is none.
 fn number(prometheus: &Prometheus, query: &str) -> Option<f64> {
@@ -79,15 +62,11 @@ fn total(kafka: &Kafka, topic: &str) -> i64 {
 
 #[test]
 fn prometheus_probes_lag_tools_and_growing_topics_are_served() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (kafka, topic, port) = (Kafka::shared(), "operations", free_port());
-    let plant = ["produce", "--bootstrap-servers", &kafka.bootstrap, "--topic", topic, "--create-partitions", "2"];
-    let sensors = ["--readings", "20000", "--sensors", "30", "--metrics", "temperature,humidity"];
-    succeed(&[&plant[..], &sensors].concat());
-    let config = configure(folder.path(), kafka, topic, port);
-    let config_text = config.display().to_string();
-    let data = folder.path().join("data");
-    let mut running = Running::start(&["run", "-c", &config_text, "--summary", "json"], &folder.path().join("log"));
+    let (kafka, topic) = (Kafka::shared(), "operations");
+    let plant = Plant::new(kafka, topic, RULES, "");
+    let (data, port) = (plant.data(), plant.port);
+    plant.produce(&["--create-partitions", "2", "--readings", "20000", "--sensors", "30"]);
+    let mut running = plant.run_with(&["--summary", "json"], |_| {});
     running.until("readiness", || get(port, "/readyz").filter(|(status, _)| *status == 200));
     assert_eq!(get(port, "/healthz"), Some((200, "ok\n".to_owned())));
 
@@ -159,66 +138,19 @@ fn prometheus_probes_lag_tools_and_growing_topics_are_served() {
     let line = said.lines().rev().find(|line| line.starts_with('{')).expect("a summary");
     let before: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!(before["records"], sent + 100);
-    let show = succeed(&["state", "show", "--json", "-c", &config_text]).stdout;
+    let show = plant.succeed(&["state", "show", "--json"]).stdout;
     let show: Value = serde_json::from_slice(&show).expect("JSON");
     assert_eq!(show["manifest"]["cut"], u64::MAX, "no checkpoint at the end");
     // The page is gone with its program.
     assert_eq!(get(port, "/healthz"), None);
 
     let journal_before = journal(&data);
-    let after = run_until_end(&config, &[]);
+    let after = plant.run_until_end();
     for name in ["records", "accepted", "behind", "duplicates", "late", "future", "dead_letters", "alerts", "imbalance"]
     {
         assert_eq!(after[name], before[name], "{name}");
     }
     assert_eq!(journal(&data), journal_before);
-}
-
-#[test]
-fn a_broker_that_falls_over_costs_time_and_nothing_else() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (kafka, topic, port) = (Kafka::start(), "broker", free_port());
-    kafka.create_topic(topic, 2);
-    let config = configure(folder.path(), &kafka, topic, port);
-    let config_text = config.display().to_string();
-    let data = folder.path().join("data");
-    let mut running = Running::start(&["run", "-c", &config_text], &folder.path().join("log"));
-    running.until("readiness", || get(port, "/readyz").filter(|(status, _)| *status == 200));
-    let plant = ["produce", "--bootstrap-servers", &kafka.bootstrap, "--topic", topic, "--rate", "300"];
-    let sensors = ["--sensors", "20", "--metrics", "temperature,humidity", "--disorder", "0", "--malformed", "0"];
-    let exact = ["-X", "enable.idempotence=true", "--summary", "json"];
-    let mut producer = Running::start(&[&plant[..], &sensors, &exact].concat(), &folder.path().join("produce.log"));
-    let records = |more: i64| {
-        move || {
-            let (_, text) = get(port, "/metrics")?;
-            let counted = text.lines().filter(|line| line.starts_with("streamgauge_source_records_total{"));
-            let sum: i64 = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as i64;
-            (sum >= more).then_some(sum)
-        }
-    };
-    let before = running.until("records", records(500));
-
-    kafka.kill9();
-    let problems = running.until("no readiness", || get(port, "/readyz").filter(|(status, _)| *status == 503));
-    assert!(problems.1.contains("source_down"), "{}", problems.1);
-    assert_eq!(get(port, "/healthz").map(|(status, _)| status), Some(200));
-    kafka.restart();
-    running.until("readiness again", || get(port, "/readyz").filter(|(status, _)| *status == 200));
-    producer.until("more records", records(before + 500));
-
-    let (status, said) = producer.terminate();
-    assert!(status.success(), "{said}");
-    let line = said.lines().rev().find(|line| line.starts_with('{')).expect("a summary");
-    let produced: Value = serde_json::from_str(line).expect("JSON");
-    let (status, said) = running.terminate();
-    assert!(status.success(), "{said}");
-    let read = run_until_end(&config, &[]);
-    assert_eq!(read["records"], total(&kafka, topic));
-    assert_eq!(read["records"], produced["records"], "{produced}");
-    assert_eq!(read["accepted"], produced["truth"]["unique"], "{read} {produced}");
-    assert_eq!(read["duplicates"], produced["truth"]["duplicates"], "{read} {produced}");
-    assert_eq!((&read["late"], &read["dead_letters"], &read["imbalance"]), (&0.into(), &0.into(), &0.into()));
-    assert!(journal(&data).len() > 20);
 }
 
 #[test]
@@ -237,11 +169,10 @@ fn the_demo_ends_by_itself_with_everything_accounted_for() {
 
 #[test]
 fn the_summary_is_one_line_of_json() {
-    let folder = tempfile::tempdir().expect("a folder");
     let (kafka, topic) = (Kafka::shared(), "summary");
     kafka.create_topic(topic, 1);
-    let config = configure(folder.path(), kafka, topic, free_port()).display().to_string();
-    let output = succeed(&["run", "-c", &config, "--for", "1s", "--summary", "json"]);
+    let plant = Plant::new(kafka, topic, RULES, "");
+    let output = plant.succeed(&["run", "--for", "1s", "--summary", "json"]);
     let summary = summary(&output);
     for name in
         ["records", "accepted", "duplicates", "late", "dead_letters", "alerts", "seconds", "cpu_seconds", "peak_rss_mb"]

@@ -339,17 +339,7 @@ fn equals_the_oracle(kafka: &Kafka, ran: &Ran) {
         panic!("line {at}\n  program {}\n  oracle  {}", ran.journal[at], outcome.journal[at]);
     }
     assert_eq!(ran.journal.len(), outcome.journal.len(), "lines of the journal");
-    let counts = oracle::total(&outcome.counts);
-    let dead = counts.dead_lettered + counts.dead_lettered_values;
-    for (what, count) in [
-        ("records", counts.records),
-        ("accepted", counts.accepted),
-        ("behind", counts.behind),
-        ("duplicates", counts.duplicates),
-        ("late", counts.late),
-        ("future", counts.future),
-        ("dead_letters", dead),
-    ] {
+    for (what, count) in expected::counts(&outcome) {
         assert_eq!(ran.summary[what], count, "{what}");
     }
 
