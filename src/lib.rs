@@ -21,6 +21,7 @@ pub mod epoch_log;
 pub mod error;
 pub mod failpoint;
 pub mod ledger;
+pub mod memory;
 pub mod metrics;
 pub mod nodes;
 pub mod plain;

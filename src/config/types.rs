@@ -3,6 +3,7 @@
 //! How a file becomes these types is in `load`; what makes a well-formed configuration wrong is in `validate`.
 
 use super::values::{Interval, OneOrMany, Pointer, Secret, Size};
+use crate::memory::Memory;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -29,6 +30,10 @@ pub struct Config {
     /// How many worker threads each process has. Changes the speed, never an answer; take one per free core.
     #[schemars(range(min = 1, max = 1024))]
     pub workers: usize,
+    /// How much a process may hold in memory of what is on its way: records fetched, readings under way, lanes of sinks.
+    /// Lanes whose `memory` is more in sum get their share of it. Beyond it reading pauses. State comes on top: what series,
+    /// identities and windows take.
+    pub memory: Size,
     /// The page, the API, metrics and health.
     pub server: ServerSettings,
     /// Which readings are too old or too new to be judged.
@@ -59,6 +64,7 @@ impl Default for Config {
             data_dir: "streamgauge-data".into(),
             inventory: None,
             workers: 1,
+            memory: Size::mib(1024),
             server: ServerSettings::default(),
             event_time: EventTime::default(),
             dedup: Dedup::default(),
@@ -71,6 +77,13 @@ impl Default for Config {
             rules: BTreeMap::new(),
             sinks: BTreeMap::new(),
         }
+    }
+}
+
+impl Config {
+    /// `memory`, divided.
+    pub fn divided(&self) -> Memory {
+        Memory::of(self.memory.bytes(), self.workers, self.sources.len())
     }
 }
 

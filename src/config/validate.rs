@@ -43,6 +43,10 @@ fn numbers(config: &Config, report: &mut Report) {
         let help = "one per free core is a good choice";
         report.error("workers", format!("`workers` is {}; it goes from 1 to 1024", config.workers), help);
     }
+    if config.memory.bytes() < crate::memory::LEAST {
+        let message = format!("`memory` is {}; less than 128 MiB is not enough for the program itself", config.memory);
+        report.error("memory", message, "leave it out for 1 GiB");
+    }
     let positive = [
         ("dedup.window", config.dedup.window, "10m"),
         ("limits.series_ttl", config.limits.series_ttl, "7d"),

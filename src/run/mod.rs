@@ -113,7 +113,8 @@ pub struct Run {
 /// Runs a configuration on the real world.
 pub fn run(loaded: &Loaded, options: RunOptions) -> Result<Summary, Failure> {
     let pure = loaded.pure();
-    let origin = KafkaOrigin::new(&loaded.config.sources, &pure.streams())
+    let Config { sources, .. } = &loaded.config;
+    let origin = KafkaOrigin::new(sources, &pure.streams(), loaded.config.divided().ahead)
         .map_err(|e| Failure::configuration(format!("sources: {e}")))?;
     let run = Run {
         config: loaded.config.clone(),

@@ -123,6 +123,8 @@ impl Stretch {
             clock: run.clock.clone(),
             dir: self.layout.data.join("lanes"),
             term: plan.lane_term,
+            written: plan.floor,
+            memory: run.config.divided().lanes,
             process: self.process,
             processes: self.processes,
             workers: self.workers,

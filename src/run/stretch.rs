@@ -241,6 +241,7 @@ impl Stretch {
             pieces: started.pieces.clone(),
             progress: run.options.progress.clone().or_else(|| run.options.bar.as_ref().map(ReadingBar::progress)),
             lanes: started.lane_handle.clone(),
+            room: run.config.divided().room,
             carried: if index == 0 { plan.carried.clone() } else { Vec::new() },
         };
         let parts = Parts {

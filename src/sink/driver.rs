@@ -160,7 +160,7 @@ impl<S: Sink> Driver<S> {
                 }
                 action => {
                     if let Some(sink) = self.sink.take() {
-                        self.doing = Some(start(sink, action, around.term, Arc::clone(&around.clock)));
+                        self.doing = Some(start(sink, action, around));
                     }
                 }
             }
@@ -199,14 +199,15 @@ async fn finish<T>(doing: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) 
     }
 }
 
-fn start<S: Sink>(mut sink: S, action: Action<S::Item>, term: u64, clock: Arc<dyn Clock>) -> Doing<S> {
+fn start<S: Sink>(mut sink: S, action: Action<S::Item>, around: &Around<S::Item>) -> Doing<S> {
+    let (name, term, clock) = (around.name.clone(), around.term, Arc::clone(&around.clock));
     Box::pin(async move {
-        let started = clock.monotonic_us();
         let operation = operation(&action);
         failpoint::pass(operation, &name, When::Before);
+        let started = clock.monotonic_us();
         let done = tokio::time::timeout(PATIENCE, perform(&mut sink, action, term)).await;
-        let took_us = clock.monotonic_us() - started;
         failpoint::pass(operation, &name, When::After);
+        let took_us = clock.monotonic_us() - started;
         let outcome = match done {
             Ok(Ok((event, written))) => {
                 Outcome { event, written: written.map(|(written, batch)| (written, batch, took_us)) }
@@ -219,6 +220,18 @@ fn start<S: Sink>(mut sink: S, action: Action<S::Item>, term: u64, clock: Arc<dy
         };
         (sink, outcome)
     })
+}
+
+/// What a destination is asked for, as fail points call it.
+fn operation<T>(action: &Action<T>) -> &'static str {
+    match action {
+        Action::Connect => "connect",
+        Action::Write(_) => "send",
+        Action::Probe => "probe",
+        Action::TakeCut(_) => "cut",
+        Action::Commit(_) => "show",
+        Action::Report(_) | Action::Shed(_) | Action::Drained(_) => "none",
+    }
 }
 
 type Performed<T> = (Event<T>, Option<(Written, Vec<T>)>);
@@ -250,7 +263,9 @@ async fn perform<S: Sink>(sink: &mut S, action: Action<S::Item>, term: u64) -> R
 /// A cut that is not taken and a file that is not shown can only be tried again.
 fn passing(error: SinkError) -> SinkError {
     match error {
-        SinkError::Refused(reason) | SinkError::Unavailable(reason) => SinkError::Unavailable(reason),
+        SinkError::Refused(reason) | SinkError::Unavailable(reason) | SinkError::Foreign(reason) => {
+            SinkError::Unavailable(reason)
+        }
     }
 }
 

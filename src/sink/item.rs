@@ -15,6 +15,12 @@ pub struct Position {
     pub n: u32,
 }
 
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.n)
+    }
+}
+
 /// What a lane carries.
 pub trait Item: Clone + Send + Sync + Sized + 'static {
     /// Its epoch.

@@ -32,6 +32,8 @@ use tracing::{error, info, warn};
 
 const BACKOFF_US: u64 = 100_000;
 const BACKOFF_US_MAX: u64 = 10_000_000;
+/// So much may be kept of what was acknowledged, even where less may wait: it goes by every 2 s, no faster.
+const DONE_BYTES: u64 = 4 << 20;
 
 /// The state machine.
 pub struct Lane<T> {
@@ -47,6 +49,10 @@ pub struct Lane<T> {
     contact: u64,
     /// Up to where the destination has everything.
     position: Option<Position>,
+    /// The position that the destination itself named: what stands there is sent once more, for it to compare.
+    named: Option<Position>,
+    /// The furthest that was ever sent.
+    sent: Option<Position>,
     done: Queue<T>,
     front: Queue<T>,
     flying: usize,
@@ -86,6 +92,8 @@ impl<T: Item> Lane<T> {
             down_since: None,
             contact: 0,
             position: restored.iter().filter_map(|state| state.acknowledged).max(),
+            named: None,
+            sent: None,
             done: Queue::new(),
             front: Queue::new(),
             flying: 0,
@@ -182,7 +190,9 @@ impl<T: Item> Lane<T> {
             memory: self.front.bytes + self.back.bytes + self.held.bytes + self.done.bytes,
             spilled: self.spilled_bytes,
             oldest: oldest.or(self.held.items.front().map(|w| w.since)),
-            up: self.down_since.is_none() && self.connected_before && self.link != Link::Stopped,
+            up: self.down_since.is_none()
+                && self.connected_before
+                && !matches!(self.link, Link::Stopped | Link::Foreign),
             retries: self.retries,
             refused: self.refused,
         }
@@ -281,6 +291,15 @@ impl<T: Item> Lane<T> {
 
     fn connected(&mut self, now: u64, position: Option<Position>) {
         let before = std::mem::replace(&mut self.connected_before, true);
+        if let Some(has) = position {
+            // This run's own, and what may have come of a write without an answer; or what earlier runs can have sent.
+            let ours = if before { self.position.max(self.sent) } else { self.position };
+            let beyond = if before { position > ours } else { self.beyond(has) };
+            if beyond {
+                self.foreign(&format!("it has got as far as {has}, and we have not"));
+                return;
+            }
+        }
         if self.waiting() == 0 {
             self.alive(now);
         } else {
@@ -308,7 +327,23 @@ impl<T: Item> Lane<T> {
         }
         if position.is_some() {
             self.position = position;
+            self.named = position;
         }
+    }
+
+    /// Whether no run before this one can have written that.
+    fn beyond(&self, has: Position) -> bool {
+        self.settings.written > 0 && has.epoch > self.settings.written
+    }
+
+    fn foreign(&mut self, reason: &str) {
+        self.link = Link::Foreign;
+        error!(
+            sink = self.settings.sink,
+            reason,
+            waiting = self.waiting(),
+            "somebody else writes to this destination; its lane stops. Give the sink a key of its own, and start again"
+        );
     }
 
     fn succeeded(&mut self, now: u64) {
@@ -367,6 +402,7 @@ impl<T: Item> Lane<T> {
                 self.failures += 1;
                 self.link = Link::Down { retry_at: now + jitter };
             }
+            SinkError::Foreign(reason) => self.foreign(&reason),
         }
     }
 
@@ -415,7 +451,9 @@ impl<T: Item> Lane<T> {
         }
         // What the destination has already (replayed, or written by a write of which no answer came) is skipped.
         while self.position.is_some()
-            && self.front.items.front().is_some_and(|w| w.item.last().is_some_and(|last| Some(last) <= self.position))
+            && self.front.items.front().is_some_and(|w| {
+                w.item.last().is_some_and(|last| Some(last) <= self.position && Some(last) != self.named)
+            })
         {
             self.acknowledge_front(now);
             self.refill(now);
@@ -430,7 +468,10 @@ impl<T: Item> Lane<T> {
             }
             batch.push(waiting.item.clone());
         }
-        if !batch.is_empty() {
+        // What the destination acknowledged and may yet forget takes memory, too: no more than what waits may take.
+        if !batch.is_empty() && self.done.bytes <= self.settings.memory.max(DONE_BYTES) {
+            self.sent = self.sent.max(batch.last().and_then(Item::last));
+            self.named = None;
             self.flying = batch.len();
             self.link = Link::Writing;
             actions.push(Action::Write(batch));

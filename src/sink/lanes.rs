@@ -45,6 +45,10 @@ pub struct LaneContext {
     pub dir: PathBuf,
     /// This run of the cluster.
     pub term: u64,
+    /// The newest epoch that runs before this one have written down; 0 where there were none.
+    pub written: Epoch,
+    /// The sum of what the lanes' `memory` may be.
+    pub memory: u64,
     /// This process; process 0 has the lanes of alerts.
     pub process: usize,
     /// All processes.
@@ -102,7 +106,7 @@ impl<T: Item> Sending<T> {
         let _ = self.sender.send(message);
     }
     fn full(&self) -> bool {
-        self.port.full.load(Relaxed) || (self.pauses && self.port.unseen.load(Relaxed) >= self.memory)
+        self.port.full.load(Relaxed) || (self.pauses && self.port.unseen.load(Relaxed) >= self.memory / 4)
     }
 }
 
@@ -194,7 +198,9 @@ impl Lanes {
         let mine: Vec<LaneState> = restored.into_iter().filter(|s| owner(s.process) == ctx.process).collect();
         let (drained_sender, drained) = crossbeam_channel::unbounded();
         let hub = Hub { names: (0..ctx.workers).map(|_| Arc::default()).collect(), ..Hub::default() };
-        let mut opening = Opening { ctx: &ctx, mine: &mine, runtime, drained: drained_sender, hub, starts: Vec::new() };
+        let share = Share::new(sinks, &ctx);
+        let mut opening =
+            Opening { ctx: &ctx, mine: &mine, runtime, drained: drained_sender, hub, share, starts: Vec::new() };
         let mut names = Vec::new();
 
         if ctx.process == 0 {
@@ -205,8 +211,7 @@ impl Lanes {
             }
             let length = opening.restored(JOURNAL).iter().filter_map(|state| state.length).max().unwrap_or(0);
             let journal = Journal::new(Arc::clone(&ctx.fs), ctx.dir.with_file_name("journal.jsonl"), length);
-            let lane = LaneSettings { when_full: WhenFull::Pause, capacity: Size::mib(32), memory: Size::mib(32) };
-            opening.alerts(JOURNAL, lane, journal)?;
+            opening.alerts(JOURNAL, JOURNAL_LANE, journal)?;
             names.push(JOURNAL.to_owned());
         }
         for (name, settings) in sinks {
@@ -306,7 +311,35 @@ pub struct Opening<'a> {
     runtime: &'a Handle,
     drained: Sender<(String, u64)>,
     hub: Hub,
+    share: Share,
     starts: Vec<(String, Box<dyn Part>)>,
+}
+
+const JOURNAL_LANE: LaneSettings =
+    LaneSettings { when_full: WhenFull::Pause, capacity: Size::mib(32), memory: Size::mib(32) };
+
+/// What lanes get of the memory that they ask for.
+struct Share {
+    there: u64,
+    asked: u64,
+}
+
+impl Share {
+    fn new(sinks: &BTreeMap<String, SinkSettings>, ctx: &LaneContext) -> Self {
+        let here = sinks.values().filter(|settings| ctx.process == 0 || settings.wants_rows());
+        let journal = if ctx.process == 0 { JOURNAL_LANE.memory.bytes() } else { 0 };
+        let asked = here.map(|settings| settings.lane().memory.bytes()).sum::<u64>() + journal;
+        if asked > ctx.memory {
+            tracing::info!(asked, there = ctx.memory, "lanes get less memory than they ask for (`memory`)");
+        }
+        Self { there: ctx.memory, asked }
+    }
+    fn of(&self, memory: u64) -> u64 {
+        if self.asked <= self.there {
+            return memory;
+        }
+        ((u128::from(memory) * u128::from(self.there) / u128::from(self.asked)) as u64).max(1)
+    }
 }
 
 impl Opening<'_> {
@@ -356,7 +389,7 @@ impl Opening<'_> {
         shed: SheddingOf<S::Item>,
     ) -> Result<Sending<S::Item>, StartError> {
         let ctx = self.ctx;
-        let (memory, pauses) = (settings.memory.bytes(), settings.when_full == WhenFull::Pause);
+        let (memory, pauses) = (self.share.of(settings.memory.bytes()), settings.when_full == WhenFull::Pause);
         let settings = Settings {
             sink: name.to_owned(),
             process: ctx.process,
@@ -368,6 +401,7 @@ impl Opening<'_> {
             when_full: settings.when_full,
             traits: sink.traits(),
             dir: ctx.dir.clone(),
+            written: ctx.written,
             // One seed per lane, the same in the same run: back-off is all it serves.
             seed: ctx.term ^ (ctx.process as u64) << 32 ^ u64::from(crc32fast::hash(name.as_bytes())),
         };

@@ -89,7 +89,7 @@ pub struct Written {
     pub collisions: u64,
 }
 
-/// What can go wrong with a destination: two variants, because a lane can do two things.
+/// What can go wrong with a destination: a variant for each thing that a lane can do then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
     /// Passing: wait and repeat.
@@ -98,6 +98,9 @@ pub enum SinkError {
     /// Final for this batch: count it, say so and go on.
     #[error("{0}")]
     Refused(String),
+    /// Somebody else writes there, so that positions mean nothing any more: write nothing, and say so.
+    #[error("{0}")]
+    Foreign(String),
 }
 
 /// Why a sink cannot start.

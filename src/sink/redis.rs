@@ -140,6 +140,8 @@ impl Link {
             "READONLY" => format!("{shown} has become a read-only replica"),
             "OOM" => format!("{shown} is full (maxmemory)"),
             "FENCED" => format!("{shown}: {error}: a newer run of this streamgauge writes there"),
+            "WENTBACK" => format!("{shown} has forgotten what it had acknowledged ({error})"),
+            "FOREIGN" => return SinkError::Foreign(format!("{shown}: {error}")),
             _ => format!("{shown}: {error}"),
         };
         self.connection = None;

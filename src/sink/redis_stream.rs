@@ -8,8 +8,11 @@ use super::*;
 use crate::config::RedisStreamSink;
 use ::redis::{RedisResult, Script, Value, streams::StreamInfoStreamReply};
 
-/// After the fence: `KEYS[2]` is the stream, `ARGV[2]` its length at most (0: any); then per entry the epoch, n, the
-/// number of fields and values, and these.
+/// After the fence: `KEYS[2]` is the stream, `ARGV[2]` its length at most (0: any), `ARGV[3]` and `ARGV[4]` the last id
+/// as we know it; then per entry the epoch, n, the number of fields and values, and these.
+///
+/// The last id must be the one we know: a lower one says that the server has forgotten something, a higher one that
+/// somebody else has written. An entry that is there already must be the same transition of the same alert.
 const ADD: &str = r"
 local key, added = KEYS[2], 0
 local epoch, n = 0, 0
@@ -22,20 +25,42 @@ if redis.call('EXISTS', key) == 1 then
     end
   end
 end
-local i = 3
+local e, m = tonumber(ARGV[3]), tonumber(ARGV[4])
+if epoch < e or (epoch == e and n < m) then
+  return redis.error_reply('WENTBACK to ' .. string.format('%.0f-%.0f', epoch, n))
+end
+if epoch > e or n > m then
+  return redis.error_reply('FOREIGN its last id is ' .. string.format('%.0f-%.0f', epoch, n))
+end
+local i = 5
 while i <= #ARGV do
   local e, m, count = tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  local id = ARGV[i] .. '-' .. ARGV[i + 1]
   if e > epoch or (e == epoch and m > n) then
     local entry = {}
     if ARGV[2] ~= '0' then
       entry = {'MAXLEN', '~', ARGV[2]}
     end
-    entry[#entry + 1] = ARGV[i] .. '-' .. ARGV[i + 1]
+    entry[#entry + 1] = id
     for j = i + 3, i + 2 + count do
       entry[#entry + 1] = ARGV[j]
     end
     redis.call('XADD', key, unpack(entry))
     added = added + 1
+  else
+    local there = redis.call('XRANGE', key, id, id)[1]
+    if there then
+      local has = {}
+      for j = 1, #there[2], 2 do
+        has[there[2][j]] = there[2][j + 1]
+      end
+      for j = i + 3, i + 2 + count, 2 do
+        local name = ARGV[j]
+        if (name == 'alert' or name == 'transition') and has[name] ~= ARGV[j + 1] then
+          return redis.error_reply('FOREIGN entry ' .. id .. ' is not ours')
+        end
+      end
+    end
   end
   i = i + 3 + count
 end
@@ -48,6 +73,8 @@ pub struct RedisStream {
     key: String,
     maxlen: u64,
     term: u64,
+    /// The stream's last id, as we know it.
+    last: Position,
     fence: Script,
     add: Script,
 }
@@ -60,6 +87,7 @@ impl RedisStream {
             key: settings.key.clone(),
             maxlen: settings.maxlen.unwrap_or(0),
             term: 0,
+            last: Position::default(),
             fence: Script::new(FENCE),
             add: Script::new(&[FENCE, ADD].concat()),
         })
@@ -113,22 +141,25 @@ impl Sink for RedisStream {
         let exists: RedisResult<bool> = ::redis::cmd("EXISTS").arg(&self.key).query_async(connection).await;
         match exists {
             Ok(true) => {}
-            Ok(false) => return Ok(Some(Position::default())),
+            Ok(false) => {
+                self.last = Position::default();
+                return Ok(Some(self.last));
+            }
             Err(error) => return Err(self.link.failed(&error)),
         }
         let info: RedisResult<StreamInfoStreamReply> =
             ::redis::cmd("XINFO").arg("STREAM").arg(&self.key).query_async(self.link.get()?).await;
         let id = info.map_err(|error| self.link.failed(&error))?.last_generated_id;
-        let position = id.split_once('-').and_then(|(epoch, n)| {
-            // A foreign entry may have a larger number: then everything of that epoch counts as there.
-            Some(Position { epoch: epoch.parse().ok()?, n: n.parse::<u64>().ok()?.try_into().unwrap_or(u32::MAX) })
-        });
-        position.map(Some).ok_or_else(|| SinkError::Unavailable(format!("{}: last id {id:?} is no id", self.key)))
+        let position =
+            id.split_once('-').and_then(|(epoch, n)| Some(Position { epoch: epoch.parse().ok()?, n: n.parse().ok()? }));
+        // No entry of ours has a number beyond 32 bits.
+        self.last = position.ok_or_else(|| SinkError::Foreign(format!("{}: its last id is {id}", self.key)))?;
+        Ok(Some(self.last))
     }
 
     async fn write(&mut self, batch: &[Alerts]) -> Result<Written, SinkError> {
         let mut add = self.add.prepare_invoke();
-        add.key(self.fence_key()).key(&self.key).arg(self.term).arg(self.maxlen);
+        add.key(self.fence_key()).key(&self.key).arg(self.term).arg(self.maxlen).arg(self.last.epoch).arg(self.last.n);
         let mut entries = 0;
         for alerts in batch {
             for entry in &alerts.0.alerts {
@@ -142,7 +173,10 @@ impl Sink for RedisStream {
         }
         let answer: RedisResult<u64> = add.invoke_async(self.link.get()?).await;
         match answer {
-            Ok(_) => Ok(Written { entries, ..Written::default() }),
+            Ok(_) => {
+                self.last = batch.last().and_then(Item::last).unwrap_or_default().max(self.last);
+                Ok(Written { entries, ..Written::default() })
+            }
             Err(error) => Err(self.link.failed(&error)),
         }
     }

@@ -60,8 +60,6 @@ pub fn client_config(bootstrap_servers: &str, properties: &Properties) -> Client
     // The delay after a fetch queue was full: its default of a second makes a consumer that keeps up stutter.
     config.set("fetch.queue.backoff.ms", "10");
     config.set("fetch.wait.max.ms", "100");
-    // Bounded memory per worker; a checkpoint's replay refills it in milliseconds.
-    config.set("queued.max.messages.kbytes", "32768");
     config.set("socket.keepalive.enable", "true");
     config.set("reconnect.backoff.max.ms", "5000");
     for (name, value) in properties {
@@ -159,15 +157,23 @@ pub struct KafkaSource {
 }
 
 impl KafkaSource {
-    /// A consumer of the topics with these stream numbers. `wake` is called, from a thread of librdkafka's, when records
+    /// A consumer of the topics with these stream numbers, which fetches so many bytes ahead. `wake` is called, from a thread of librdkafka's, when records
     /// have come; `up` is kept by whoever watches the cluster.
     pub fn new(
         settings: &Settings,
         topics: &[(String, Stream)],
+        ahead: u64,
         up: Arc<AtomicBool>,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self, SourceError> {
-        let mut consumer: BaseConsumer<Context> = client_config(&settings.bootstrap_servers, &settings.properties)
+        let mut config = client_config(&settings.bootstrap_servers, &settings.properties);
+        // Bounded memory per worker; a checkpoint's replay refills it in milliseconds. Who sets it knows better.
+        for (name, value) in [("queued.max.messages.kbytes", ahead >> 10), ("fetch.max.bytes", ahead)] {
+            if !settings.properties.contains_key(name) {
+                config.set(name, value.to_string());
+            }
+        }
+        let mut consumer: BaseConsumer<Context> = config
             .set("group.id", &settings.group_id)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
@@ -189,6 +195,16 @@ impl Source for KafkaSource {
         list.add_partition_offset(topic, partition as i32, Offset::Offset(offset))
             .and_then(|()| self.queue.consumer.incremental_assign(&list))
             .map_err(|e| SourceError::Fatal(format!("{topic}/{partition}: cannot be assigned: {}", sentence(&e))))
+    }
+
+    fn hold(&mut self, stream: Stream, partition: u32) -> Result<(), SourceError> {
+        let Some(topic) = self.topics.get(&stream) else { return Ok(()) };
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition as i32);
+        self.queue
+            .consumer
+            .incremental_unassign(&list)
+            .map_err(|e| SourceError::Fatal(format!("{topic}/{partition}: cannot be held: {}", sentence(&e))))
     }
 
     fn poll(&mut self, limit: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<usize, SourceError> {

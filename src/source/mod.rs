@@ -27,6 +27,8 @@ pub struct Record<'a> {
 pub trait Source {
     /// Reads this partition from `offset` on.
     fn assign(&mut self, stream: Stream, partition: u32, offset: i64) -> Result<(), SourceError>;
+    /// Reads no more of this partition until it is assigned again.
+    fn hold(&mut self, stream: Stream, partition: u32) -> Result<(), SourceError>;
     /// Hands over the records that are ready, `limit` at most, without waiting; those of a partition in order of offset.
     fn poll(&mut self, limit: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<usize, SourceError>;
     /// The partition's end (the offset that its next record will have), as far as is known without asking.
@@ -55,6 +57,9 @@ pub struct NoSource;
 
 impl Source for NoSource {
     fn assign(&mut self, _: Stream, _: u32, _: i64) -> Result<(), SourceError> {
+        Ok(())
+    }
+    fn hold(&mut self, _: Stream, _: u32) -> Result<(), SourceError> {
         Ok(())
     }
     fn poll(&mut self, _: usize, _: &mut dyn FnMut(Record<'_>)) -> Result<usize, SourceError> {

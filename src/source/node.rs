@@ -10,6 +10,7 @@ use crate::epoch_log::{Close, Control, FOR_EVER, Frame, Range};
 use crate::error::Failure;
 use crate::failpoint::{self, When};
 use crate::ledger::Counts;
+use crate::memory::Room;
 use crate::metrics::{Metrics, PartitionMetrics, ReadingCounts, SourceMetrics};
 use crate::process::Shared;
 use crate::sink::LaneHandle;
@@ -30,8 +31,6 @@ use timely::scheduling::Activator;
 
 /// Records that are taken in one go; then the rest of the dataflow has its turn.
 const BATCH: usize = 2048;
-/// Readings that may be under way before a worker waits for the dataflow.
-const IN_FLIGHT: usize = 200_000;
 /// Records after which a worker asks for the next epoch although its tick has not come.
 const FULL_EPOCH: u64 = 16_384;
 /// How long a source waits before it looks again whether there is room.
@@ -95,6 +94,8 @@ pub struct SourceWorker {
     pub pieces: Sender<(Epoch, Piece)>,
     /// Whether lanes have room.
     pub lanes: LaneHandle,
+    /// How much may be on its way in this worker.
+    pub room: Room,
     /// Positions of topics that are not configured now (worker 0).
     pub carried: Vec<Position>,
     /// Told of every partition that moved: (stream, partition, next offset), once per epoch.
@@ -215,7 +216,7 @@ pub fn source_node<'s>(
             while in_flight.front().is_some_and(|(epoch, _)| !probe.less_equal(epoch)) {
                 under_way -= in_flight.pop_front().map_or(0, |(_, n)| n);
             }
-            let room = under_way < IN_FLIGHT && !node.settings.lanes.full();
+            let room = under_way < node.settings.room.readings && !node.settings.lanes.full();
             let turn = match node.turn(room) {
                 Ok(turn) => turn,
                 Err(failure) => {
@@ -328,7 +329,7 @@ impl SourceNode {
             epoch,
             partitions,
             interner: Interner::default(),
-            early: EarlyRecords::default(),
+            early: EarlyRecords::new(settings.room.early),
             readings: Vec::with_capacity(BATCH),
             refused: Vec::new(),
             records_in_epoch: 0,
@@ -345,12 +346,13 @@ impl SourceNode {
             settings,
         };
         if matches!(node.state, State::Live) {
-            node.begin_live();
+            node.begin_live()?;
         }
         Ok(node)
     }
 
-    fn begin_live(&mut self) {
+    fn begin_live(&mut self) -> Result<(), SourceError> {
+        self.early.release_all(&mut *self.source)?;
         self.state = if self.settings.live { State::Live } else { State::Done };
         if !self.settings.live {
             self.save(FOR_EVER);
@@ -363,6 +365,7 @@ impl SourceNode {
                 self.save(cut);
             }
         }
+        Ok(())
     }
 
     /// What is to be done now.
@@ -381,7 +384,7 @@ impl SourceNode {
     fn replay(&mut self, room: bool) -> Result<Turn, Failure> {
         let Some((epoch, line)) = self.settings.script.front().cloned() else {
             let epoch = self.epoch;
-            self.begin_live();
+            self.begin_live().map_err(|e| Failure::source(&e))?;
             let next = matches!(self.state, State::Live).then_some(self.epoch);
             let closed = Closed { tallies: self.tallies(false), controls: Vec::new(), append: None, next };
             return Ok(Turn { epoch, closed: Some(closed), again: Again::Now });
@@ -407,11 +410,11 @@ impl SourceNode {
             }
             Line::Range(range) if self.early.holds(&range).map_err(|e| Failure::source(&e))? => {
                 self.settings.script.pop_front();
-                let mut early = std::mem::take(&mut self.early);
+                let mut early = std::mem::replace(&mut self.early, EarlyRecords::new(0));
                 early.take(range.stream, range.partition, range.records as usize, &mut |record| self.take(record));
                 self.early = early;
             }
-            Line::Range(_) => match self.early.poll(&mut *self.source, BATCH) {
+            Line::Range(range) => match self.early.poll(&mut *self.source, (range.stream, range.partition), BATCH) {
                 Ok(0) => turn.again = Again::After(PAUSE),
                 Ok(_) => {}
                 Err(SourceError::Unavailable(why)) => {
@@ -446,7 +449,7 @@ impl SourceNode {
             turn.again = Again::After(PAUSE);
             return Ok(turn);
         }
-        let mut early = std::mem::take(&mut self.early);
+        let mut early = std::mem::replace(&mut self.early, EarlyRecords::new(0));
         let mut taken = early.take_rest(BATCH, &mut |record| self.take(record));
         self.early = early;
         if taken == BATCH {
@@ -656,14 +659,14 @@ impl SourceNode {
             if *cut > committed {
                 break;
             }
+            failpoint::pass("commit", "source", When::Before);
             for ((stream, partition), next) in self.commits.pop_front().map(|(_, p)| p).unwrap_or_default() {
                 self.source.commit(stream, partition, next);
             }
-            failpoint::pass("commit", "source", When::Before);
+            failpoint::pass("commit", "source", When::After);
         }
     }
 
-            failpoint::pass("commit", "source", When::After);
     /// One record: counted, decoded, fanned out.
     fn take(&mut self, record: Record<'_>) {
         let Some(partition) = self.partitions.get_mut(&(record.stream, record.partition)) else { return };

@@ -31,6 +31,8 @@ pub struct KafkaOrigin {
     sources: Vec<Configured>,
     /// By stream: which source, and the topic.
     streams: Vec<(usize, String)>,
+    /// Bytes that a consumer may fetch ahead.
+    ahead: u64,
 }
 
 struct Configured {
@@ -44,8 +46,13 @@ struct Configured {
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl KafkaOrigin {
-    /// For the configured sources; `streams` are (source, topic), in the order that numbers them.
-    pub fn new(settings: &BTreeMap<String, SourceSettings>, streams: &[(String, String)]) -> Result<Self, SourceError> {
+    /// For the configured sources; `streams` are (source, topic), in the order that numbers them. Each consumer, one per
+    /// worker and source, may fetch so many bytes ahead.
+    pub fn new(
+        settings: &BTreeMap<String, SourceSettings>,
+        streams: &[(String, String)],
+        ahead: u64,
+    ) -> Result<Self, SourceError> {
         let mut sources = Vec::new();
         let mut by_stream = BTreeMap::new();
         for (name, SourceSettings::Kafka(settings)) in settings {
@@ -63,7 +70,7 @@ impl KafkaOrigin {
                 streams: mine,
             });
         }
-        Ok(Self { sources, streams: by_stream.into_values().collect() })
+        Ok(Self { sources, streams: by_stream.into_values().collect(), ahead })
     }
 
     fn of(&self, stream: Stream) -> (&Configured, &str) {
@@ -89,7 +96,7 @@ impl Origin for KafkaOrigin {
         for source in &self.sources {
             let wake = wake.clone();
             let wake = Box::new(move || wake());
-            sources.push(KafkaSource::new(&source.settings, &source.streams, source.up.clone(), wake)?);
+            sources.push(KafkaSource::new(&source.settings, &source.streams, self.ahead, source.up.clone(), wake)?);
         }
         Ok(Box::new(Sources { sources, of_stream: self.streams.iter().map(|(source, _)| *source).collect(), next: 0 }))
     }
@@ -117,6 +124,9 @@ impl Sources {
 impl Source for Sources {
     fn assign(&mut self, stream: Stream, partition: u32, offset: i64) -> Result<(), SourceError> {
         self.of_mut(stream).assign(stream, partition, offset)
+    }
+    fn hold(&mut self, stream: Stream, partition: u32) -> Result<(), SourceError> {
+        self.of_mut(stream).hold(stream, partition)
     }
     fn poll(&mut self, limit: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<usize, SourceError> {
         // Each takes its turn at being first, so that a busy cluster starves no other.

@@ -87,6 +87,17 @@ impl Running {
         term: u64,
         restored: &[LaneState],
     ) -> Result<Self, StartError> {
+        Self::open_after(sinks, data_dir, term, restored, 0)
+    }
+
+    /// The same, when runs before it have written down epochs up to `written`.
+    pub fn open_after(
+        sinks: &BTreeMap<String, SinkSettings>,
+        data_dir: &Path,
+        term: u64,
+        restored: &[LaneState],
+        written: u64,
+    ) -> Result<Self, StartError> {
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
@@ -97,6 +108,8 @@ impl Running {
             clock: Arc::new(RealClock::default()),
             dir: data_dir.join("lanes"),
             term,
+            written,
+            memory: u64::MAX,
             process: 0,
             processes: 1,
             workers: 1,

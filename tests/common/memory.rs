@@ -60,6 +60,10 @@ impl Source for MemorySource {
         self.next.insert((stream, partition), place);
         Ok(())
     }
+    fn hold(&mut self, stream: Stream, partition: u32) -> Result<(), SourceError> {
+        self.next.remove(&(stream, partition));
+        Ok(())
+    }
     fn poll(&mut self, limit: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<usize, SourceError> {
         let open: Vec<(Stream, u32)> = self
             .next

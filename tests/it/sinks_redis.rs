@@ -108,6 +108,68 @@ fn an_older_term_writes_nothing_and_does_not_start() {
 }
 
 #[test]
+fn a_stream_that_somebody_else_writes_to_is_left_alone() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::open(&stream(&redis), dir.path(), 1, &[]).unwrap();
+    let stopped = |running: &Running| running.metrics.sink_up.with_label_values(&["s"]).get() == 0;
+    running.handle.push_alerts(alerts(1));
+    running.until("written", || entries(&redis).len() == ids(1..=1).len());
+    redis::cmd("XADD").arg("alerts").arg("77-1").arg("by").arg("hand").exec(&mut redis.connection()).unwrap();
+    running.handle.push_alerts(alerts(2));
+    running.until("stopped", || stopped(&running));
+    let restored = running.cut(3);
+    assert_eq!(running.give_up(Duration::from_millis(100)) as usize, ids(2..=2).len());
+    let all: Vec<String> = entries(&redis).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(all, [ids(1..=1), vec!["77-1".into()]].concat());
+
+    // We have written down no more than epoch 2: that entry is none of ours.
+    let running = Running::open_after(&stream(&redis), dir.path(), 2, &restored, 2).unwrap();
+    running.handle.push_alerts(alerts(80));
+    running.until("stopped", || stopped(&running));
+    // What was acknowledged less than 2 s before the cut is kept with it.
+    let kept = ids(1..=2).len() + ids(80..=80).len();
+    assert_eq!(running.give_up(Duration::from_millis(100)) as usize, kept);
+    assert_eq!(entries(&redis).len(), all.len());
+
+    // A person has seen to it.
+    redis::cmd("DEL").arg("alerts").exec(&mut redis.connection()).unwrap();
+    let running = Running::open_after(&stream(&redis), dir.path(), 3, &restored, 2).unwrap();
+    running.handle.push_alerts(alerts(80));
+    assert_eq!(running.drain(), 0);
+    assert_eq!(entries(&redis).len(), kept);
+}
+
+#[test]
+fn an_entry_with_an_id_of_ours_and_other_content_stops_the_lane() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let last = ids(1..=1).pop().unwrap();
+    let foreign = ["alert", "0123", "transition", "1"];
+    redis::cmd("XADD").arg("alerts").arg(&last).arg(&foreign).exec(&mut redis.connection()).unwrap();
+    let running = Running::open(&stream(&redis), dir.path(), 1, &[]).unwrap();
+    running.handle.push_alerts(alerts(1));
+    running.handle.push_alerts(alerts(2));
+    running.until("stopped", || running.metrics.sink_up.with_label_values(&["s"]).get() == 0);
+    assert!(running.give_up(Duration::from_millis(100)) > 0);
+    assert_eq!(entries(&redis).len(), 1);
+}
+
+#[test]
+fn a_stream_that_is_emptied_while_we_are_connected_gets_again_what_the_lane_still_has() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::open(&stream(&redis), dir.path(), 1, &[]).unwrap();
+    (1..=20).for_each(|epoch| running.handle.push_alerts(alerts(epoch)));
+    running.until("written", || entries(&redis).len() == ids(1..=20).len());
+    redis::cmd("FLUSHALL").exec(&mut redis.connection()).unwrap();
+    running.handle.push_alerts(alerts(21));
+    running.until("written again", || entries(&redis).len() == ids(1..=21).len());
+    assert_eq!(entries(&redis).iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(), ids(1..=21));
+    running.drain();
+}
+
+#[test]
 fn the_last_value_is_the_newest_by_event_time() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();

@@ -29,6 +29,9 @@ pub struct Settings {
     pub traits: Traits,
     /// Where segment files lie.
     pub dir: PathBuf,
+    /// The newest epoch that runs before this one have written down; 0 where there were none. They cannot have sent
+    /// anything beyond it.
+    pub written: Epoch,
     /// Of the back-off, and of nothing else.
     pub seed: u64,
 }
@@ -92,6 +95,8 @@ pub(super) enum Link {
     Committing(Epoch),
     /// Not to be mended by waiting.
     Stopped,
+    /// Somebody else writes there. What waits goes on waiting, until a person has decided.
+    Foreign,
 }
 
 pub(super) struct Waiting<T> {

@@ -151,6 +151,7 @@ fn settings(kind: Kind, workers: usize, term: u64) -> Settings {
             batch_bytes: 1_000,
         },
         dir: "/lanes".into(),
+        written: 0,
         seed: term,
     }
 }
