@@ -10,7 +10,7 @@ export CARGO_BUILD_JOBS ?= $(JOBS)
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build check test docs fuzz advisories bench-peers
+.PHONY: help demo build check test docs fuzz advisories bench-peers planted torture
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,12 @@ check: ## format, lints, docs, licences, unused dependencies, generated pages, s
 
 test: ## check, and every test, with a real Kafka, Redis and Prometheus that it installs and stops itself
 	@tests/run.sh
+
+planted: ## plants bugs in a scratch copy, and wants to see the tests that they name turn red
+	@tests/planted.sh
+
+torture: ## the long forms of what kills, fills, stops and cuts things: hours; counted in TESTED.md
+	@tests/torture.sh
 
 docs: ## rewrites the generated pages (check fails when they have drifted)
 	cargo run --release --quiet --features tls -- schema --write

@@ -8,20 +8,33 @@ mod lanes;
 #[path = "../common/memory.rs"]
 #[allow(dead_code)]
 mod memory;
+#[path = "../common/plant.rs"]
+mod plant;
 #[path = "../common/program.rs"]
 #[allow(dead_code)]
 mod program;
+#[path = "../common/proxy.rs"]
+mod proxy;
 #[path = "../common/running.rs"]
 mod running;
+#[path = "../common/same.rs"]
+mod same;
 #[path = "../common/servers.rs"]
 mod servers;
+#[path = "../common/tested.rs"]
+mod tested;
 
 mod aberdeen;
+mod broker;
 mod crash;
 mod errors;
+mod failpoints;
 mod operations;
+mod redis_faults;
+mod rescale;
 mod scale;
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod sinks_kafka;
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod sinks_redis;
+mod slow_sink;
