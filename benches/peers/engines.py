@@ -153,14 +153,20 @@ def first_line(*command):
 
 def versions():
     python = platform.python_version()
+    flink_version = (
+        f"Apache Flink {jar('peers/flink/libs', 'flink-runtime')}, connector "
+        f"{jar('peers/flink/libs', 'flink-connector-kafka')}, Jackson {jar('peers/flink/libs', 'jackson-databind')}"
+    )
+    streams_version = (
+        f"Kafka Streams {jar('peers/kafka-streams/libs', 'kafka-streams')}, Jackson "
+        f"{jar('peers/kafka-streams/libs', 'jackson-databind')}"
+    )
     return {
         "streamgauge": first_line(STREAMGAUGE, "--version"),
-        "flink": f"Apache Flink {jar('peers/flink/libs', 'flink-runtime')}, connector "
-        f"{jar('peers/flink/libs', 'flink-connector-kafka')}, Jackson {jar('peers/flink/libs', 'jackson-databind')}",
-        "flink-checkpoints": "as flink",
-        "kafka-streams-changelog": "as kafka-streams",
-        "kafka-streams": f"Kafka Streams {jar('peers/kafka-streams/libs', 'kafka-streams')}, Jackson "
-        f"{jar('peers/kafka-streams/libs', 'jackson-databind')}",
+        "flink": flink_version,
+        "flink-checkpoints": flink_version,
+        "kafka-streams": streams_version,
+        "kafka-streams-changelog": streams_version,
         "bytewax": f"Python {python}, " + packages("bytewax", "confluent-kafka", "orjson"),
         "python-redis": f"Python {python}, " + packages("confluent-kafka", "orjson", "redis", "hiredis"),
         "java": first_line("java", "-version"),
