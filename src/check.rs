@@ -124,7 +124,7 @@ impl Check {
         }
         let layout = crate::plan::Layout::new(config.data_dir.clone());
         let state = crate::run::look_at_data_dir(&RealFs, &config.data_dir)
-            .and_then(|()| crate::plan::past(&RealFs, &layout).map(drop));
+            .and_then(|()| crate::plan::past(&RealFs, &layout, None).map(drop));
         if let Err(failure) = state {
             self.fail(failure.code, "data_dir", failure.message, "");
         }
@@ -249,6 +249,7 @@ impl Check {
                 Err(error) => {
                     let code = match error {
                         StartError::Unreachable(_) | StartError::Denied(_) => Exit::Unreachable,
+                        StartError::Foreign(_) => Exit::Corrupt,
                         StartError::Settings(_) | StartError::Io(_) => Exit::Configuration,
                         StartError::Corrupt(_) => Exit::Corrupt,
                     };

@@ -3,7 +3,7 @@
 //! Each process gathers the pieces of a cut from its workers and lanes, writes them beside its place, and syncs; process
 //! 0 writes the manifest last, when every process' files are there. A directory without a manifest never counted.
 
-use crate::epoch_log::FOR_EVER;
+use crate::epoch_log::{FOR_EVER, LogEnd};
 use crate::seam::{Fs, replace};
 use anyhow::{Context, Result, bail, ensure};
 use operators::Epoch;
@@ -57,6 +57,9 @@ pub struct ProcessMeta {
     pub lanes: Vec<serde_json::Value>,
     /// The journal's and the ledger's totals (process 0).
     pub totals: Option<serde_json::Value>,
+    /// Where logs of its term ended when this was written: its own, or all of them where the term was replayed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<(u32, LogEnd)>,
     /// Where its blobs are.
     pub blobs: Vec<Blob>,
 }
@@ -79,8 +82,10 @@ pub struct Manifest {
     pub version: u16,
     /// The rules by which its answers were made.
     pub semantics: u16,
-    /// The run of the cluster that wrote it.
+    /// The term in whose log the cut lies.
     pub term: u64,
+    /// The run of the cluster that wrote it: that term, or one that replayed it.
+    pub writer: u64,
     /// All epochs below it are in, none at or above it. `u64::MAX`: the end of its term.
     pub cut: Epoch,
     /// The number of workers that wrote it.
@@ -125,6 +130,15 @@ impl Restored {
     pub fn positions(&self) -> impl Iterator<Item = &Position> {
         self.processes.iter().flat_map(|(meta, _)| &meta.positions)
     }
+    /// Which it is.
+    pub fn name(&self) -> Name {
+        let Manifest { term, cut, writer, .. } = self.manifest;
+        Name { term, cut, writer }
+    }
+    /// Where the logs of its term ended when it was written.
+    pub fn logs(&self) -> Vec<(u32, LogEnd)> {
+        self.processes.iter().flat_map(|(meta, _)| meta.logs.iter().copied()).collect()
+    }
     /// The totals of the ledger, if it holds any.
     pub fn totals(&self) -> Option<&serde_json::Value> {
         self.processes.iter().find_map(|(meta, _)| meta.totals.as_ref())
@@ -141,30 +155,126 @@ pub fn is_complete(fs: &dyn Fs, checkpoint: &Path) -> bool {
     fs.exists(&checkpoint.join(MANIFEST))
 }
 
-/// Where a cut's files are.
-pub fn cut_dir(dir: &Path, term: u64, cut: Epoch) -> PathBuf {
-    dir.join(format!("{term:08}-{cut:020}"))
+/// Which checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// The term in whose log the cut lies.
+    pub term: u64,
+    /// The cut.
+    pub cut: Epoch,
+    /// Who writes it.
+    pub writer: u64,
 }
 
-/// The newest checkpoint that is whole; `None` if none was ever completed.
+impl Name {
+    /// Where its files are. Older ones sort first.
+    pub fn dir(&self, checkpoints: &Path) -> PathBuf {
+        let Self { term, cut, writer } = self;
+        if writer == term {
+            checkpoints.join(format!("{term:08}-{cut:020}"))
+        } else {
+            checkpoints.join(format!("{term:08}-{cut:020}-{writer:08}"))
+        }
+    }
+
+    /// That of a folder of checkpoints; none for another file.
+    pub fn of(checkpoint: &Path) -> Option<Self> {
+        let name = checkpoint.file_name()?.to_str()?;
+        let mut numbers = name.split('-').map(|number| number.parse::<u64>().ok());
+        let (term, cut) = (numbers.next()??, numbers.next()??);
+        let of = Self { term, cut, writer: numbers.next().unwrap_or(Some(term))? };
+        (of.dir(Path::new("")) == Path::new(name)).then_some(of)
+    }
+}
+
+/// A checkpoint that can be restored, and those that were newer and are not whole.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// The newest that is whole; none if none was ever completed.
+    pub restored: Option<Restored>,
+    /// Where damaged ones lie, the newest first, and what is wrong with them.
+    pub damaged: Vec<(PathBuf, String)>,
+}
+
+/// The newest checkpoint that is whole in itself; none if none was ever completed.
 ///
 /// # Errors
 /// There are checkpoints, and none of them is whole.
 pub fn newest(fs: &dyn Fs, dir: &Path) -> Result<Option<Restored>> {
+    Ok(find(fs, dir, |_| true, |_| Ok(()))?.restored)
+}
+
+/// The newest checkpoint that counts, is whole, and of which `sound` finds nothing missing elsewhere.
+///
+/// # Errors
+/// There are checkpoints, and none of them is whole.
+pub fn find(
+    fs: &dyn Fs,
+    dir: &Path,
+    counts: impl Fn(&Restored) -> bool,
+    sound: impl Fn(&Restored) -> Result<()>,
+) -> Result<Newest> {
+    let mut newest = Newest::default();
     let mut first_error = None;
     for checkpoint in list(fs, dir)?.iter().rev().filter(|c| is_complete(fs, c)) {
         match load(fs, checkpoint) {
-            Ok(restored) => return Ok(Some(restored)),
-            Err(error) => {
-                tracing::error!(checkpoint = %checkpoint.display(), error = %format!("{error:#}"), "checkpoint is damaged, trying an older one");
-                first_error.get_or_insert(error);
+            Ok(restored) if !counts(&restored) => {
+                let path = checkpoint.display();
+                tracing::warn!(checkpoint = %path, "a process that had been replaced wrote this checkpoint; it does not count");
             }
+            loaded => match loaded.and_then(|restored| sound(&restored).map(|()| restored)) {
+                Ok(restored) => return Ok(Newest { restored: Some(restored), ..newest }),
+                Err(error) => {
+                    newest.damaged.push((checkpoint.clone(), format!("{error:#}")));
+                    first_error.get_or_insert(error);
+                }
+            },
         }
     }
     match first_error {
-        None => Ok(None),
+        None => Ok(newest),
         Some(error) => Err(error.context(format!("no checkpoint in {} is whole", dir.display()))),
     }
+}
+
+/// Writes a file that begins with the checksum of the rest.
+pub fn write_sealed(fs: &dyn Fs, path: &Path, body: &[u8]) -> Result<()> {
+    let mut text = blake3::hash(body).to_hex().as_bytes().to_vec();
+    text.push(b'\n');
+    text.extend(body);
+    Ok(replace(fs, path, &text)?)
+}
+
+/// Reads what `write_sealed` wrote.
+pub fn read_sealed(fs: &dyn Fs, path: &Path) -> Result<Vec<u8>> {
+    unseal(fs.read(path).with_context(|| path.display().to_string())?)
+}
+
+/// What stands behind the checksum.
+///
+/// # Errors
+/// It is not what the checksum was made of.
+pub fn unseal(mut text: Vec<u8>) -> Result<Vec<u8>> {
+    let (sum, body) = text.split_at_checked(65).context("manifest is too short")?;
+    let stated = blake3::hash(body).to_hex();
+    ensure!(sum == format!("{stated}\n").as_bytes(), "manifest does not match its checksum");
+    Ok(text.split_off(65))
+}
+
+/// Where logs ended when a checkpoint was written, as far as that can be read of a damaged one.
+pub fn marks(fs: &dyn Fs, checkpoint: &Path) -> Option<(Name, Vec<(u32, LogEnd)>)> {
+    let manifest: Manifest = serde_json::from_slice(&read_sealed(fs, &checkpoint.join(MANIFEST)).ok()?).ok()?;
+    let name = Name::of(checkpoint)?;
+    let right = (manifest.version, manifest.term, manifest.cut, manifest.writer);
+    if right != (CHECKPOINT_VERSION, name.term, name.cut, name.writer) {
+        return None;
+    }
+    let legible = |entry: &FileEntry| -> Option<ProcessMeta> {
+        let bytes = fs.read(&checkpoint.join(&entry.name)).ok()?;
+        (blake3::hash(&bytes).to_hex().as_str() == entry.blake3).then(|| serde_json::from_slice(&bytes).ok())?
+    };
+    let described = manifest.files.iter().filter(|entry| entry.name.ends_with(".json"));
+    Some((name, described.filter_map(legible).flat_map(|meta| meta.logs).collect()))
 }
 
 /// Reads a checkpoint and verifies every byte of it.
@@ -173,11 +283,8 @@ pub fn load(fs: &dyn Fs, checkpoint: &Path) -> Result<Restored> {
         let path = checkpoint.join(name);
         fs.read(&path).with_context(|| path.display().to_string())
     };
-    let text = read(MANIFEST)?;
-    let (sum, body) = text.split_at_checked(65).context("manifest is too short")?;
-    let stated = blake3::hash(body).to_hex();
-    ensure!(sum == format!("{stated}\n").as_bytes(), "manifest does not match its checksum");
-    let manifest: Manifest = serde_json::from_slice(body).context("manifest")?;
+    let body = read_sealed(fs, &checkpoint.join(MANIFEST))?;
+    let manifest: Manifest = serde_json::from_slice(&body).context("manifest")?;
     ensure!(
         manifest.version == CHECKPOINT_VERSION,
         "format {}, but this build reads {CHECKPOINT_VERSION}",
@@ -188,6 +295,8 @@ pub fn load(fs: &dyn Fs, checkpoint: &Path) -> Result<Restored> {
         "its answers follow semantics version {}, this build follows {SEMANTICS_VERSION}",
         manifest.semantics
     );
+    let Manifest { term, cut, writer, .. } = manifest;
+    ensure!(Name::of(checkpoint) == Some(Name { term, cut, writer }), "its manifest is that of another checkpoint");
     let verified = |entry: &FileEntry| -> Result<Vec<u8>> {
         let bytes = read(&entry.name)?;
         ensure!(
@@ -271,12 +380,13 @@ impl Gathering {
 pub fn write_process(
     fs: &dyn Fs,
     dir: &Path,
-    (term, cut, process): (u64, Epoch, usize),
+    (name, process): (Name, usize),
+    logs: Vec<(u32, LogEnd)>,
     pieces: Vec<Piece>,
 ) -> Result<u64> {
-    let at = cut_dir(dir, term, cut);
+    let at = name.dir(dir);
     fs.create_dir(&at)?;
-    let mut meta = ProcessMeta::default();
+    let mut meta = ProcessMeta { logs, ..ProcessMeta::default() };
     let mut bytes: Vec<u8> = Vec::new();
     let mut groups: BTreeMap<(&'static str, u16), Vec<u8>> = BTreeMap::new();
     for piece in pieces {
@@ -309,20 +419,14 @@ pub fn write_process(
 }
 
 /// Whether every process has written its files of a cut.
-pub fn all_written(fs: &dyn Fs, dir: &Path, term: u64, cut: Epoch, processes: usize) -> bool {
-    let at = cut_dir(dir, term, cut);
+pub fn all_written(fs: &dyn Fs, dir: &Path, name: Name, processes: usize) -> bool {
+    let at = name.dir(dir);
     (0..processes).all(|p| fs.exists(&at.join(format!("process-{p}.json"))))
 }
 
 /// Writes the manifest: from here on the checkpoint counts. By process 0, when all files are there.
-pub fn commit(
-    fs: &dyn Fs,
-    dir: &Path,
-    term: u64,
-    cut: Epoch,
-    (processes, peers, config): (usize, usize, &str),
-) -> Result<()> {
-    let at = cut_dir(dir, term, cut);
+pub fn commit(fs: &dyn Fs, dir: &Path, name: Name, (processes, peers, config): (usize, usize, &str)) -> Result<()> {
+    let at = name.dir(dir);
     let mut files = Vec::new();
     for process in 0..processes {
         for ending in ["json", "bin"] {
@@ -338,19 +442,23 @@ pub fn commit(
     let manifest = Manifest {
         version: CHECKPOINT_VERSION,
         semantics: SEMANTICS_VERSION,
-        term,
-        cut,
+        term: name.term,
+        writer: name.writer,
+        cut: name.cut,
         peers: peers as u32,
         processes: processes as u32,
         config: config.to_owned(),
         files,
     };
-    let body = serde_json::to_vec_pretty(&manifest)?;
-    let mut text = blake3::hash(&body).to_hex().as_bytes().to_vec();
-    text.push(b'\n');
-    text.extend(body);
-    replace(fs, &at.join(MANIFEST), &text)?;
+    write_sealed(fs, &at.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)?;
     fs.sync_dir(dir)?;
+    Ok(())
+}
+
+/// Takes a damaged checkpoint out of those that count, for people to look at until it is older than all that are kept.
+pub fn set_aside(fs: &dyn Fs, checkpoint: &Path) -> Result<()> {
+    fs.rename(&checkpoint.join(MANIFEST), &checkpoint.join("manifest.damaged"))?;
+    fs.sync_dir(checkpoint)?;
     Ok(())
 }
 
@@ -386,16 +494,25 @@ mod tests {
                 time: Some(5),
             }]),
         ];
-        write_process(&RealFs, dir, (1, cut, 0), pieces).expect("written");
-        assert!(all_written(&RealFs, dir, 1, cut, 1));
-        commit(&RealFs, dir, 1, cut, (1, 2, "hash")).expect("committed");
+        let name = Name { term: 1, cut, writer: 1 };
+        write_process(&RealFs, dir, (name, 0), Vec::new(), pieces).expect("written");
+        assert!(all_written(&RealFs, dir, name, 1));
+        commit(&RealFs, dir, name, (1, 2, "hash")).expect("committed");
+    }
+
+    fn newest(dir: &Path) -> Result<Option<Restored>> {
+        super::newest(&RealFs, dir)
+    }
+
+    fn cut_dir(dir: &Path, term: u64, cut: Epoch) -> PathBuf {
+        Name { term, cut, writer: term }.dir(dir)
     }
 
     #[test]
     fn a_checkpoint_reads_back_by_key_group() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         write(dir.path(), 30_000);
-        let restored = newest(&RealFs, dir.path()).expect("whole").expect("there");
+        let restored = newest(dir.path()).expect("whole").expect("there");
         assert_eq!(restored.manifest.cut, 30_000);
         assert_eq!(restored.groups("judge", |g| g > 7).collect::<Vec<_>>(), [(9, &[4u8][..])]);
         assert_eq!(restored.positions().next().map(|p| p.next), Some(42));
@@ -414,29 +531,29 @@ mod tests {
                 let mut bad = good.clone();
                 bad[at / 8] ^= 1 << (at % 8);
                 std::fs::write(&path, &bad).expect("written");
-                let restored = newest(&RealFs, dir.path()).expect("the older is whole").expect("there");
+                let restored = newest(dir.path()).expect("the older is whole").expect("there");
                 assert_eq!(restored.manifest.cut, 30_000, "bit {at} of {}", path.display());
                 damaged += 1;
             }
             for cut in 0..good.len() {
                 std::fs::write(&path, &good[..cut]).expect("written");
-                let restored = newest(&RealFs, dir.path()).expect("the older is whole").expect("there");
+                let restored = newest(dir.path()).expect("the older is whole").expect("there");
                 assert_eq!(restored.manifest.cut, 30_000, "{} cut at {cut}", path.display());
                 damaged += 1;
             }
             std::fs::write(&path, &good).expect("written");
         }
         assert!(damaged > 5_000, "only {damaged} kinds of damage tried");
-        assert_eq!(newest(&RealFs, dir.path()).expect("whole").expect("there").manifest.cut, 60_000);
+        assert_eq!(newest(dir.path()).expect("whole").expect("there").manifest.cut, 60_000);
     }
 
     #[test]
     fn where_none_is_whole_it_refuses() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        assert!(newest(&RealFs, dir.path()).expect("nothing is no error").is_none());
+        assert!(newest(dir.path()).expect("nothing is no error").is_none());
         write(dir.path(), 30_000);
         std::fs::write(cut_dir(dir.path(), 1, 30_000).join("process-0.bin"), b"x").expect("written");
-        let error = newest(&RealFs, dir.path()).expect_err("damaged");
+        let error = newest(dir.path()).expect_err("damaged");
         assert!(format!("{error:#}").contains("process-0.bin does not match its checksum"), "{error:#}");
     }
 
@@ -456,6 +573,6 @@ mod tests {
         (1..=5).for_each(|n| write(dir.path(), n * 30_000));
         prune(&RealFs, dir.path(), 3).expect("pruned");
         assert_eq!(list(&RealFs, dir.path()).expect("listed").len(), 3);
-        assert_eq!(newest(&RealFs, dir.path()).expect("whole").expect("there").manifest.cut, 150_000);
+        assert_eq!(newest(dir.path()).expect("whole").expect("there").manifest.cut, 150_000);
     }
 }

@@ -1,13 +1,14 @@
 //! Turns the pieces of a cut into a checkpoint, away from the workers.
 
-use crate::checkpoint::{self, Expected, Gathering, Piece};
+use crate::checkpoint::{self, Expected, Gathering, Name, Piece};
 use crate::crew::Part;
-use crate::epoch_log;
+use crate::epoch_log::{self, Known, LogEnd};
 use crate::error::Failure;
 use crate::metrics::Metrics;
 use crate::process::Shared;
 use crate::seam::{Clock, Fs};
 use crate::server::readiness::{Readiness, reason};
+use crate::terms::{Fence, History};
 use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use operators::Epoch;
@@ -19,6 +20,9 @@ use std::time::Duration;
 
 /// How long a process waits for the files of the others before it looks again.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How often a process looks whether its term has been replaced.
+const FENCE_US: u64 = 1_000_000;
 
 /// Whose checkpoints, and where.
 pub struct Settings {
@@ -34,8 +38,14 @@ pub struct Settings {
     pub retention_ms: u64,
     /// Checkpoints that are kept.
     pub keep: usize,
-    /// The term that the checkpoints are named after.
+    /// The term in whose log the cuts lie.
     pub term: u64,
+    /// This run of the cluster.
+    pub writer: u64,
+    /// Where the logs of the term ended, if they are only replayed; those of process 0's checkpoint.
+    pub log_ends: Vec<(u32, LogEnd)>,
+    /// Whether this run is still the newest; none for a replay into another directory.
+    pub fence: Option<Fence>,
     /// This process, all processes, all workers.
     pub cluster: (usize, usize, usize),
     /// The hash of the configuration in force.
@@ -62,6 +72,8 @@ pub struct Checkpointer {
     /// A cut whose files are written, while those of other processes are not, and when we began with it.
     waiting: Option<(Epoch, u64)>,
     last_success: u64,
+    /// When we last looked whether we have been replaced.
+    looked_us: u64,
     /// The newest epoch of old terms, which do not change any more.
     newest_of: BTreeMap<u64, Epoch>,
     done: Sender<()>,
@@ -75,6 +87,7 @@ impl Checkpointer {
             gathering: Gathering::new(settings.expected.clone()),
             waiting: None,
             last_success: settings.clock.monotonic_us(),
+            looked_us: 0,
             newest_of: BTreeMap::new(),
             settings,
             pieces,
@@ -98,6 +111,11 @@ impl Checkpointer {
         if self.settings.shared.failed() {
             return Ok(false);
         }
+        let now = self.settings.clock.monotonic_us();
+        if now >= self.looked_us + FENCE_US {
+            self.looked_us = now;
+            self.settings.newest_term()?;
+        }
         if let Some((cut, began)) = self.waiting
             && self.settings.manifest(cut)?
         {
@@ -117,9 +135,11 @@ impl Checkpointer {
 
     /// This process' files of a cut.
     fn write(&mut self, cut: Epoch, pieces: Vec<Piece>) -> Result<()> {
-        let Settings { fs, clock, dir, term, cluster, metrics, .. } = &self.settings;
+        let settings = &self.settings;
+        let Settings { fs, clock, dir, cluster, metrics, .. } = settings;
         let began = clock.monotonic_us();
-        let bytes = checkpoint::write_process(&**fs, dir, (*term, cut, cluster.0), pieces)?;
+        let at = (settings.name(cut), cluster.0);
+        let bytes = checkpoint::write_process(&**fs, dir, at, settings.logs(), pieces)?;
         metrics.checkpoint_size_bytes.set(bytes as i64);
         self.waiting = Some((cut, began));
         Ok(())
@@ -156,13 +176,34 @@ impl Settings {
     fn manifest(&self, cut: Epoch) -> Result<bool> {
         let (process, processes, peers) = self.cluster;
         if process > 0 {
-            return Ok(checkpoint::is_complete(&*self.fs, &checkpoint::cut_dir(&self.dir, self.term, cut)));
+            return Ok(checkpoint::is_complete(&*self.fs, &self.name(cut).dir(&self.dir)) && self.newest_term()?);
         }
-        let there = checkpoint::all_written(&*self.fs, &self.dir, self.term, cut, processes);
+        let there = checkpoint::all_written(&*self.fs, &self.dir, self.name(cut), processes);
         if there {
-            checkpoint::commit(&*self.fs, &self.dir, self.term, cut, (processes, peers, &self.config))?;
+            self.newest_term()?;
+            checkpoint::commit(&*self.fs, &self.dir, self.name(cut), (processes, peers, &self.config))?;
+            // Whoever has replaced us since may have looked before it was there. If it has not been replaced by now,
+            // whoever comes will see it.
+            self.newest_term()?;
         }
         Ok(there)
+    }
+
+    fn name(&self, cut: Epoch) -> Name {
+        Name { term: self.term, cut, writer: self.writer }
+    }
+
+    /// Where the logs that the cut lies in end: this process' own, or those that were replayed.
+    fn logs(&self) -> Vec<(u32, LogEnd)> {
+        match &self.shared.log {
+            Some(log) => vec![(self.cluster.0 as u32, log.end())],
+            None => self.log_ends.clone(),
+        }
+    }
+
+    /// True; an error if this term has been replaced.
+    fn newest_term(&self) -> Result<bool> {
+        self.fence.as_ref().map_or(Ok(()), Fence::check).map(|()| true)
     }
 
     /// Lets go of the logs of terms that no kept checkpoint needs and that are older than the retention.
@@ -181,10 +222,15 @@ impl Settings {
             .find_map(|dir| dir.file_name()?.to_str()?.split_once('-').and_then(|(term, _)| term.parse::<u64>().ok()));
         let Some(oldest_kept) = oldest_kept else { return Ok(()) };
         let now = self.clock.wall_ms();
+        let history = History::read(&*self.fs, logs, None)?;
         for term in epoch_log::terms(&*self.fs, logs)?.into_iter().filter(|term| *term < oldest_kept) {
             let newest = match newest_of.get(&term) {
                 Some(newest) => *newest,
-                None => epoch_log::read_term(&*self.fs, logs, term)?.map_or(0, |log| log.newest),
+                None => {
+                    let ends = history.ends(term);
+                    epoch_log::read_term(&*self.fs, logs, term, &Known { ends, marks: Vec::new() })?
+                        .map_or(0, |log| log.newest)
+                }
             };
             newest_of.insert(term, newest);
             // A term that logged nothing has no age; its folder says that it was.

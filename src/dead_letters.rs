@@ -10,7 +10,8 @@ pub use cmd::{Args, run};
 
 use crate::decode::Reason;
 use crate::metrics::Metrics;
-use crate::seam::{FileWriter, Fs};
+use crate::seam::{FileWriter, Fs, replace};
+use crate::terms::Fence;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
@@ -126,6 +127,8 @@ pub struct DeadLetters {
     file: Option<Box<dyn FileWriter>>,
     /// Whether files were made that the directory may not have durably.
     new_files: bool,
+    /// Whether this process may still make files here.
+    fence: Option<Fence>,
     /// Lines not written yet.
     buffer: Vec<u8>,
 }
@@ -170,8 +173,14 @@ impl DeadLetters {
             written,
             file: None,
             new_files: false,
+            fence: None,
             buffer: Vec::with_capacity(BUFFER_BYTES),
         })
+    }
+
+    /// Makes no file any more once the term has been replaced.
+    pub fn fenced(self, fence: Option<Fence>) -> Self {
+        Self { fence, ..self }
     }
 
     /// Adds a dead letter. After an error it is kept in memory: `flush` again before appending more.
@@ -220,13 +229,27 @@ impl DeadLetters {
 
     fn reopen(&mut self) -> io::Result<Box<dyn FileWriter>> {
         let path = path(&self.dir, self.process, self.written.segment);
-        if self.fs.exists(&path) {
-            self.fs.truncate(&path, self.written.length)?;
-            self.fs.append(&path)
+        if let Some(fence) = &self.fence {
+            fence.check().map_err(io::Error::other)?;
+        }
+        let exists = self.fs.exists(&path);
+        if exists && self.written.length == 0 {
+            // Nothing of ours: one that has been replaced may have made it.
+            self.fs.remove(&path)?;
+        }
+        let mut file = if exists && self.written.length > 0 {
+            self.fs.append(&path)?
         } else {
             self.new_files = true;
-            self.fs.create(&path)
+            self.fs.create(&path)?
+        };
+        if !file.try_lock()? {
+            return Err(io::Error::other("another streamgauge has the segment; this one has been replaced"));
         }
+        if exists && self.written.length > 0 {
+            self.fs.truncate(&path, self.written.length)?;
+        }
+        Ok(file)
     }
 
     /// Begins a new segment, after which no position points into the old one but those of older checkpoints.
@@ -261,11 +284,20 @@ pub fn cut_back(fs: &dyn Fs, dir: &Path, process: usize, position: Position) -> 
         }
     }
     let length = match &found {
-        Some(path) => fs.read(path)?.len() as u64,
+        Some(path) => fs.len(path)?,
         None => 0,
     };
     match found {
-        Some(path) if length > position.length => fs.truncate(&path, position.length)?,
+        Some(path) if length >= position.length && length > 0 => {
+            if fs.append(&path)?.try_lock()? {
+                fs.truncate(&path, position.length)?;
+            } else {
+                // A process that was replaced may still be alive: what it writes goes into a file without a name.
+                let mut bytes = fs.read(&path)?;
+                bytes.truncate(position.length as usize);
+                replace(fs, &path, &bytes)?;
+            }
+        }
         _ if length == position.length => (),
         // Removed as the oldest since the checkpoint, or by someone: what it held is not coming back.
         _ => {

@@ -129,6 +129,7 @@ families! {
     checkpoint_duration_seconds: Histogram [] "Duration of a checkpoint, from its cut to its manifest.";
     checkpoint_size_bytes: IntGauge [] "Size of this process's part of the newest checkpoint.";
     checkpoint_last_success_timestamp_seconds: Gauge [] "When the newest checkpoint was complete, seconds since 1970.";
+    checkpoints_damaged_total: IntCounter [] "Checkpoints found damaged at the start; an older one was used.";
     build_info: IntGaugeVec ["version", "revision"] "One, with the version in its labels.";
 }
 

@@ -77,6 +77,18 @@ pub struct Common {
     pub dictionary: SharedDictionary,
     /// (source, topic) by stream.
     pub streams: Arc<Vec<(String, String)>>,
+    /// A panic that a test asks for.
+    pub trip: Option<Trip>,
+}
+
+/// A bug that tests put in: a record (partition, offset) at which something panics. No configuration, flag or variable
+/// of the environment leads here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trip {
+    /// The decoder.
+    Decoder(u32, i64),
+    /// The judge.
+    Judge(u32, i64),
 }
 
 impl Common {
@@ -224,6 +236,8 @@ impl JudgeNode {
             debug_assert!(part.is_sorted_by_key(|r| (r.offset, r.index)), "a partition has one sender");
             let mut tally = Judgement::default();
             for mut reading in part.drain(..) {
+                operators::hand::hold(*stream, *partition, reading.offset);
+                assert!(self.common.trip != Some(Trip::Judge(*partition, reading.offset)), "a test asked for it");
                 let refusal = match unknown(&self.judge, &self.common.dictionary, &mut reading) {
                     Some(name) => {
                         tally.refused += 1;
@@ -279,6 +293,7 @@ impl JudgeNode {
             };
             out.second.push((*stream, *partition, counts));
         }
+        operators::hand::put_down();
         self.met(&passing.batch.created, epoch, &mut out.third);
         out.first.push(passing);
     }

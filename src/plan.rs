@@ -2,14 +2,17 @@
 //!
 //! Process 0 makes the plan; every worker of every process gets it, and it is all that they need to agree on.
 
-use crate::checkpoint::{self, Piece, Position, Restored};
-use crate::epoch_log::{self, Control, FOR_EVER, TermLog};
+use crate::checkpoint::{self, Name, Newest, Piece, Position, Restored};
+use crate::dead_lane;
+use crate::epoch_log::{self, Control, FOR_EVER, Known, LogEnd, LogEnds, TermLog};
 use crate::error::Failure;
 use crate::seam::Fs;
+use crate::sink::{JOURNAL, LaneState, segment};
 use crate::source::replay::Line;
+use crate::terms::{History, Manifest, Place};
 use operators::{Epoch, Stream};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Where a partition is read from: stream, partition, next offset, T of R4.
@@ -26,13 +29,17 @@ pub struct Layout {
     pub checkpoints: PathBuf,
     /// Recorded configurations.
     pub configs: PathBuf,
+    /// What workers had in hand when they panicked.
+    pub panics: PathBuf,
 }
 
 impl Layout {
     /// Everything in one data directory.
     pub fn new(data: PathBuf) -> Self {
         let state = data.join("state");
-        Self { data, logs: state.join("epochs"), checkpoints: state.join("checkpoints"), configs: state.join("config") }
+        let [logs, checkpoints, configs, panics] =
+            ["epochs", "checkpoints", "config", "panics"].map(|name| state.join(name));
+        Self { data, logs, checkpoints, configs, panics }
     }
     /// Replays the logs of `self` into another data directory.
     pub fn replaying_into(&self, data: PathBuf) -> Self {
@@ -45,10 +52,14 @@ impl Layout {
 pub struct Plan {
     /// This run; for a replay, the term whose end it reaches.
     pub term: u64,
-    /// What sinks are told, and files are named after.
+    /// The run of the cluster that this is: what sinks are told, and files are named after.
     pub lane_term: u64,
-    /// The newest term that has a directory.
-    pub newest_term: u64,
+    /// Where the logs of `term` ended, if they are only replayed.
+    pub log_ends: Vec<(u32, LogEnd)>,
+    /// No alert of earlier runs can have left with an epoch above this one; none where there was no earlier run.
+    pub sent_through: Option<Epoch>,
+    /// Records that are dead letters wherever they lie.
+    pub set_aside: Vec<Place>,
     /// Positions of topics that are not configured now: kept for when they are again.
     pub carried: Vec<Position>,
     /// The hash of the configuration in force.
@@ -79,6 +90,15 @@ impl Plan {
         self.ends.iter().filter_map(parse).collect()
     }
 
+    /// The records set aside of streams that are configured.
+    pub fn set_aside(&self) -> BTreeSet<(Stream, u32, i64)> {
+        let place = |place: &Place| {
+            let stream = self.streams.iter().position(|(s, t)| *s == place.source && *t == place.topic)?;
+            Some((stream as Stream, place.partition, place.offset))
+        };
+        self.set_aside.iter().filter_map(place).collect()
+    }
+
     /// Where reading ends, as far as it is known: the ends now, or where the log's last range ends.
     pub fn goals(&self) -> BTreeMap<(Stream, u32), i64> {
         let mut goals = self.end_map();
@@ -96,30 +116,86 @@ impl Plan {
 pub struct Past {
     /// The newest good checkpoint.
     pub restored: Option<Restored>,
+    /// Newer ones that are damaged, and how.
+    pub damaged: Vec<(PathBuf, String)>,
     /// The terms after it (its own as far as it goes on), in order.
     pub terms: Vec<TermLog>,
-    /// The newest term that has a directory.
-    pub newest_term: u64,
+    /// What counts of terms.
+    pub history: History,
+    /// Records that are dead letters wherever they lie.
+    pub set_aside: Vec<Place>,
+    /// Every term that counts, and where its logs end.
+    pub ends: BTreeMap<u64, LogEnds>,
     /// The newest epoch that any log or checkpoint names.
     pub floor: Epoch,
+    /// No alert can have left with an epoch above this one.
+    pub sent_through: Option<Epoch>,
 }
 
-/// Reads what earlier runs left.
-pub fn past(fs: &dyn Fs, layout: &Layout) -> Result<Past, Failure> {
-    let corrupt = |e: anyhow::Error| Failure::state(format!("{e:#}"));
-    let restored = checkpoint::newest(fs, &layout.checkpoints).map_err(corrupt)?;
+impl Past {
+    /// The manifest of a term that goes on from here.
+    pub fn manifest(&self, term: u64) -> Manifest {
+        let checkpoint = self.restored.as_ref().and_then(|r| Some(r.dir.file_name()?.to_str()?.to_owned()));
+        let (terms, set_aside) = (self.ends.clone(), self.set_aside.clone());
+        Manifest { version: crate::terms::MANIFEST_VERSION, term, checkpoint, terms, set_aside }
+    }
+}
+
+/// Reads what terms before `before` left; all of them, where it is none.
+pub fn past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> Result<Past, Failure> {
+    read_past(fs, layout, before).map_err(|e| Failure::state(format!("{e:#}")))
+}
+
+fn read_past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> anyhow::Result<Past> {
+    let history = History::read(fs, &layout.logs, before)?;
+    let known = history.manifest.as_ref().map_or(0, |manifest| manifest.term);
+    for dir in checkpoint::list(fs, &layout.checkpoints)?.iter().filter(|dir| checkpoint::is_complete(fs, dir)) {
+        if let Some(name) = Name::of(dir).filter(|name| name.writer > known) {
+            anyhow::bail!(
+                "{}: term {} wrote it, and its folder in {} is gone, or its manifest: which lines count is not known",
+                dir.display(),
+                name.writer,
+                layout.logs.display()
+            );
+        }
+    }
+    let counts = |r: &Restored| history.counts(r.name(), &r.logs());
+    let Newest { restored, damaged } =
+        checkpoint::find(fs, &layout.checkpoints, counts, |restored| whole(fs, layout, restored))?;
     let (cut_term, cut) = restored.as_ref().map_or((0, 0), |r| (r.manifest.term, r.manifest.cut));
-    let all = epoch_log::terms(fs, &layout.logs).map_err(corrupt)?;
-    let newest_term = all.last().copied().unwrap_or(0).max(cut_term);
+    // What is known of logs: the checkpoint was written when they had grown so far. Of a damaged one that may be legible.
+    let mut marks: BTreeMap<u64, Vec<(u32, LogEnd)>> = BTreeMap::new();
+    if let Some(restored) = &restored {
+        marks.entry(cut_term).or_default().extend(restored.logs());
+    }
+    for (name, ends) in damaged.iter().filter_map(|(dir, _)| checkpoint::marks(fs, dir)) {
+        if history.counts(name, &ends) {
+            marks.entry(name.term).or_default().extend(ends);
+        }
+    }
+    let mut all = history.all.clone();
+    if restored.is_some() && !all.contains(&cut_term) {
+        all.push(cut_term);
+        all.sort_unstable();
+    }
+    let mut ends = history.manifest.as_ref().map_or_else(BTreeMap::new, |m| m.terms.clone());
+    ends.retain(|term, _| all.contains(term) || *term >= cut_term);
     let mut terms = Vec::new();
     let mut floor = if cut == FOR_EVER { 0 } else { cut };
+    let mut sent_through = restored.as_ref().map(|_| floor);
     for term in all {
         // The checkpoint's own term names the epochs that new ones must lie above, also where nothing of it is replayed.
         if term < cut_term {
             continue;
         }
-        let Some(mut log) = epoch_log::read_term(fs, &layout.logs, term).map_err(corrupt)? else { continue };
+        let known = Known { ends: history.ends(term), marks: marks.remove(&term).unwrap_or_default() };
+        let log = epoch_log::read_term(fs, &layout.logs, term, &known)?;
+        if history.manifest.as_ref().is_some_and(|m| m.term == term || m.terms.contains_key(&term)) {
+            ends.insert(term, log.as_ref().map_or_else(LogEnds::new, |log| log.ends.clone()));
+        }
+        let Some(mut log) = log else { continue };
         floor = floor.max(log.newest);
+        sent_through = sent_through.max(Some(log.committed.map_or(0, |_| log.boundary())));
         if term == cut_term {
             if cut == FOR_EVER {
                 continue;
@@ -130,7 +206,49 @@ pub fn past(fs: &dyn Fs, layout: &Layout) -> Result<Past, Failure> {
         }
         terms.push(log);
     }
-    Ok(Past { restored, terms, newest_term, floor })
+    let set_aside = history.manifest.as_ref().map_or_else(Vec::new, |m| m.set_aside.clone());
+    Ok(Past { restored, damaged, terms, history, set_aside, ends, floor, sent_through })
+}
+
+/// Whether all that a checkpoint refers to is there: what waits in lanes, and the journal.
+fn whole(fs: &dyn Fs, layout: &Layout, restored: &Restored) -> anyhow::Result<()> {
+    for lane in restored.processes.iter().flat_map(|(meta, _)| &meta.lanes) {
+        if lane["sink"] == dead_lane::NAME {
+            continue;
+        }
+        let state: LaneState = serde_json::from_value(lane.clone())?;
+        for listed in &state.segments {
+            segment::check(fs, &layout.data.join("lanes"), listed)
+                .map_err(|error| anyhow::anyhow!("segment file {} of sink {}: {error}", listed.name, state.sink))?;
+        }
+        if let (JOURNAL, Some(length)) = (state.sink.as_str(), state.length) {
+            let path = layout.data.join("journal.jsonl");
+            let found = if fs.exists(&path) { fs.len(&path)? } else { 0 };
+            anyhow::ensure!(
+                found >= length,
+                "{}: {found} bytes, but the checkpoint knows of {length}; the file was cut or replaced",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The epoch of the journal's last line, if that is one that no epoch log has: then logs have lost lines that had an
+/// effect. A process that was replaced and still has the journal may have written it, and says nothing about logs.
+pub fn journal_beyond(fs: &dyn Fs, layout: &Layout, past: &Past) -> anyhow::Result<Option<Epoch>> {
+    let path = layout.data.join("journal.jsonl");
+    let Some(through) = past.sent_through.filter(|_| fs.exists(&path)) else { return Ok(None) };
+    if !fs.append(&path)?.try_lock()? {
+        return Ok(None);
+    }
+    let lanes = past.restored.iter().flat_map(|r| &r.processes).flat_map(|(meta, _)| &meta.lanes);
+    let known = lanes.filter(|lane| lane["sink"] == JOURNAL).filter_map(|lane| lane["length"].as_u64()).max();
+    let beyond = fs.read_from(&path, known.unwrap_or(0))?;
+    let whole = beyond.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &beyond[..end]);
+    let last = whole.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line: serde_json::Value = serde_json::from_slice(last).unwrap_or_default();
+    Ok(line["epoch"].as_u64().filter(|epoch| *epoch > through))
 }
 
 /// The lines to replay of consecutive terms, with streams numbered as they are now.
@@ -195,6 +313,7 @@ pub fn write_first(
     });
     let pieces = vec![Piece::Positions(positions.collect())];
     fs.create_dir(&layout.checkpoints)?;
-    checkpoint::write_process(fs, &layout.checkpoints, (term, 0, 0), pieces)?;
-    checkpoint::commit(fs, &layout.checkpoints, term, 0, (1, 1, config))
+    let name = Name { term, cut: 0, writer: term };
+    checkpoint::write_process(fs, &layout.checkpoints, (name, 0), Vec::new(), pieces)?;
+    checkpoint::commit(fs, &layout.checkpoints, name, (1, 1, config))
 }

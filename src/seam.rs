@@ -3,7 +3,7 @@
 //! Called per batch, never per reading.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +21,15 @@ pub trait Fs: Send + Sync {
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
     /// A file's bytes.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// A file's bytes from one on.
+    fn read_from(&self, path: &Path, start: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = self.read(path)?;
+        Ok(bytes.split_off(bytes.len().min(start as usize)))
+    }
+    /// A file's length.
+    fn len(&self, path: &Path) -> io::Result<u64> {
+        Ok(self.read(path)?.len() as u64)
+    }
     /// Removes a file, or a directory with everything in it.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Creates a directory and its parents.
@@ -39,6 +48,10 @@ pub trait FileWriter: Send {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Durable against the end of the machine.
     fn sync(&mut self) -> io::Result<()>;
+    /// Takes the file for this process until it is closed. False: another process has it, and may be alive.
+    fn try_lock(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 /// Wall and monotonic time.
@@ -58,6 +71,13 @@ impl FileWriter for fs::File {
     }
     fn sync(&mut self) -> io::Result<()> {
         self.sync_data()
+    }
+    fn try_lock(&mut self) -> io::Result<bool> {
+        match fs::File::try_lock(self) {
+            Ok(()) => Ok(true),
+            Err(fs::TryLockError::WouldBlock) => Ok(false),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
     }
 }
 
@@ -81,6 +101,16 @@ impl Fs for RealFs {
     }
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         fs::read(path)
+    }
+    fn read_from(&self, path: &Path, start: u64) -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        file.seek(io::SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+    fn len(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }

@@ -2,10 +2,11 @@
 
 use crate::checkpoint::{self, Restored, cut_text};
 use crate::config::{Pure, Resolved};
-use crate::epoch_log::{self, Control, FOR_EVER};
+use crate::epoch_log::{self, Control, FOR_EVER, Known, TermLog};
 use crate::error::Failure;
 use crate::plan::Layout;
 use crate::seam::{Fs, RealFs};
+use crate::terms::History;
 use anyhow::Result;
 use clap::{Args as ClapArgs, Subcommand};
 use operators::rolling::{Rolling, Stats, Window};
@@ -88,8 +89,9 @@ fn ls(out: &mut impl Write, layout: &Layout) -> Result<()> {
             Err(error) => writeln!(out, "checkpoint {name}  damaged: {error:#}")?,
         }
     }
-    for term in epoch_log::terms(&RealFs, &layout.logs)? {
-        match epoch_log::read_term(&RealFs, &layout.logs, term)? {
+    let history = History::read(&RealFs, &layout.logs, None)?;
+    for term in &history.all {
+        match read_term(&RealFs, layout, &history, *term)? {
             None => writeln!(out, "term {term}  ended before it began")?,
             Some(log) => {
                 let end = match log.committed {
@@ -115,8 +117,12 @@ fn epochs(out: &mut impl Write, layout: &Layout) -> Result<()> {
 /// The epoch log of all terms, one JSON value per line of it: what an independent program needs to replay it.
 pub fn epoch_lines(fs: &dyn Fs, layout: &Layout) -> Result<Vec<Value>> {
     let mut lines = Vec::new();
-    for term in epoch_log::terms(fs, &layout.logs)? {
-        let Some(log) = epoch_log::read_term(fs, &layout.logs, term)? else { continue };
+    let history = History::read(fs, &layout.logs, None)?;
+    for place in history.manifest.iter().flat_map(|manifest| &manifest.set_aside) {
+        lines.push(json!({ "set_aside": place }));
+    }
+    for term in &history.all {
+        let Some(log) = read_term(fs, layout, &history, *term)? else { continue };
         // A term in which nothing was closed had no effect.
         if log.committed.is_none() {
             continue;
@@ -143,9 +149,19 @@ pub fn epoch_lines(fs: &dyn Fs, layout: &Layout) -> Result<Vec<Value>> {
     Ok(lines)
 }
 
+/// What counts of a term's logs.
+fn read_term(fs: &dyn Fs, layout: &Layout, history: &History, term: u64) -> Result<Option<TermLog>> {
+    epoch_log::read_term(fs, &layout.logs, term, &Known { ends: history.ends(term), marks: Vec::new() })
+}
+
 fn newest(layout: &Layout) -> Result<Restored> {
-    checkpoint::newest(&RealFs, &layout.checkpoints)?
-        .ok_or_else(|| anyhow::anyhow!("{} holds no checkpoint", layout.checkpoints.display()))
+    let history = History::read(&RealFs, &layout.logs, None)?;
+    let counts = |r: &Restored| history.counts(r.name(), &r.logs());
+    let newest = checkpoint::find(&RealFs, &layout.checkpoints, counts, |_| Ok(()))?;
+    for (dir, what) in &newest.damaged {
+        tracing::error!(checkpoint = %dir.display(), what, "checkpoint is damaged; an older one is shown");
+    }
+    newest.restored.ok_or_else(|| anyhow::anyhow!("{} holds no checkpoint", layout.checkpoints.display()))
 }
 
 fn pure_of(fs: &dyn Fs, layout: &Layout, hash: &str) -> Result<Pure> {
@@ -234,13 +250,32 @@ fn verify(out: &mut impl Write, layout: &Layout) -> Result<(), Failure> {
             }
         }
     }
-    for term in epoch_log::terms(&RealFs, &layout.logs).map_err(corrupt)? {
-        match epoch_log::read_term(&RealFs, &layout.logs, term) {
-            Ok(_) => say(out, format!("term {term}  sound"))?,
-            Err(error) => {
-                bad += 1;
-                say(out, format!("term {term}  damaged: {error:#}"))?;
+    match History::read(&RealFs, &layout.logs, None) {
+        Ok(history) => {
+            // With what checkpoints and later terms know of it.
+            let soundly = |term: u64| -> Result<()> {
+                let mut known = Known { ends: history.ends(term), marks: Vec::new() };
+                for dir in checkpoint::list(&RealFs, &layout.checkpoints)? {
+                    let marks = checkpoint::marks(&RealFs, &dir).filter(|(name, _)| name.term == term);
+                    known
+                        .marks
+                        .extend(marks.filter(|(name, m)| history.counts(*name, m)).map_or_else(Vec::new, |m| m.1));
+                }
+                epoch_log::read_term(&RealFs, &layout.logs, term, &known).map(drop)
+            };
+            for term in &history.all {
+                match soundly(*term) {
+                    Ok(()) => say(out, format!("term {term}  sound"))?,
+                    Err(error) => {
+                        bad += 1;
+                        say(out, format!("term {term}  damaged: {error:#}"))?;
+                    }
+                }
             }
+        }
+        Err(error) => {
+            bad += 1;
+            say(out, format!("terms  damaged: {error:#}"))?;
         }
     }
     if bad > 0 {

@@ -1,9 +1,21 @@
-//! The decoder, its settings, and the mappings that the fuzz targets use.
+//! What reads bytes from outside: the decoder, the configuration, checkpoints and the epoch log; and what the targets use.
 
 #[allow(dead_code)]
+#[path = "../../src/checkpoint.rs"]
+pub mod checkpoint;
+#[allow(dead_code)]
+#[path = "../../src/config/mod.rs"]
 pub mod config;
 #[path = "../../src/decode/mod.rs"]
 pub mod decode;
+#[allow(dead_code)]
+#[path = "../../src/epoch_log/mod.rs"]
+pub mod epoch_log;
+#[path = "../../tests/common/frozen.rs"]
+pub mod frozen;
+#[allow(dead_code)]
+#[path = "../../src/seam.rs"]
+pub mod seam;
 
 use config::{Decode, DedupKey};
 use decode::{DecodeLimits, Decoder, Fanout, Outcome, Reason};

@@ -19,6 +19,7 @@ pub use reading::*;
 pub mod alert;
 pub mod counted;
 pub mod dictionary;
+pub mod hand;
 mod ids;
 pub mod judge;
 pub mod key_group;

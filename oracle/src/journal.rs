@@ -141,6 +141,8 @@ pub enum Reason {
     OutOfRange,
     TooManySeries,
     Conflict,
+    /// Set aside: it brought workers down.
+    Bug,
 }
 
 impl Reason {

@@ -210,6 +210,16 @@ impl<'a> Judge<'a> {
             return Err(format!("the stream ({}, {}) is not configured", record.source, record.topic));
         };
         let decoded = self.decoders[decoder].decode(record);
+        self.decoded(epoch, partition, record, decoded);
+        Ok(())
+    }
+
+    /// Takes the next record of a partition, which is set aside.
+    pub fn set_aside(&mut self, epoch: u64, partition: &Partition, record: &Record) {
+        self.decoded(epoch, partition, record, Decoded::DeadLetter(Reason::Bug));
+    }
+
+    fn decoded(&mut self, epoch: u64, partition: &Partition, record: &Record, decoded: Decoded) {
         let mut state = self.partitions.get(partition).copied().unwrap_or_default();
 
         let stamp = record.timestamp.unwrap_or(epoch as i64);
@@ -232,7 +242,6 @@ impl<'a> Judge<'a> {
             Some(kept) => *kept = state,
             None => drop(self.partitions.insert(partition.clone(), state)),
         }
-        Ok(())
     }
 
     fn readings(&mut self, epoch: u64, record: &Record, readings: &Readings, newest: i64, counts: &mut Counts) {

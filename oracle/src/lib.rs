@@ -128,7 +128,12 @@ where
                 .ok_or_else(|| format!("epoch {epoch}: a range of {partition}, which has no records"))?;
             let mut count = 0;
             while let Some(record) = records.next_if(|record| record.borrow().offset < range.next) {
-                judge.record(epoch, partition, record.borrow())?;
+                let place = (partition.clone(), record.borrow().offset);
+                if log.set_aside.contains(&place) {
+                    judge.set_aside(epoch, partition, record.borrow());
+                } else {
+                    judge.record(epoch, partition, record.borrow())?;
+                }
                 count += 1;
             }
             if count != range.records {

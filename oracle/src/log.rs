@@ -40,6 +40,17 @@ pub enum Line {
         /// The process.
         process: u32,
     },
+    /// A record is a dead letter, whatever it holds and in whichever epoch it lies. In any place among the lines.
+    SetAside {
+        /// The source's name.
+        source: Arc<str>,
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: i32,
+        /// The offset.
+        offset: i64,
+    },
     /// A term begins, all its processes deaf.
     Term {
         /// How many there are.
@@ -56,7 +67,7 @@ impl Line {
     fn epoch(&self) -> Option<u64> {
         match *self {
             Line::Range { epoch, .. } | Line::Deaf { epoch, .. } | Line::Hearing { epoch, .. } => Some(epoch),
-            Line::Term { .. } | Line::End { .. } => None,
+            Line::Term { .. } | Line::End { .. } | Line::SetAside { .. } => None,
         }
     }
 }
@@ -79,12 +90,25 @@ pub struct EpochLog {
     pub counted: Counted,
     /// The last complete epoch.
     pub end: u64,
+    /// Records that are dead letters.
+    pub set_aside: BTreeSet<(Partition, i64)>,
 }
 
 impl EpochLog {
     /// Puts lines in order, and refuses what no run can have written.
     pub fn of(lines: &[Line]) -> Result<EpochLog, String> {
-        let mut log = EpochLog { epochs: BTreeMap::new(), counted: Counted::default(), end: 0 };
+        let counted = Counted::default();
+        let mut log = EpochLog { epochs: BTreeMap::new(), counted, end: 0, set_aside: BTreeSet::new() };
+        let mut others = Vec::new();
+        for line in lines {
+            match line.clone() {
+                Line::SetAside { source, topic, partition, offset } => {
+                    log.set_aside.insert((Partition { source, topic, partition }, offset));
+                }
+                other => others.push(other),
+            }
+        }
+        let lines = &others;
         if let Some(line) = lines.first().filter(|line| !matches!(line, Line::Term { .. })) {
             return Err(format!("a line before the first term: {line:?}"));
         }
@@ -146,7 +170,7 @@ impl EpochLog {
                     deaf.remove(process);
                     self.counted.mark(epoch, deaf.is_empty());
                 }
-                Line::Term { .. } | Line::End { .. } => {}
+                Line::Term { .. } | Line::End { .. } | Line::SetAside { .. } => {}
             }
         }
         self.counted.mark(end.saturating_add(1), false);

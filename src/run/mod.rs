@@ -11,7 +11,7 @@ use crate::decode::{DecodeLimits, Decoder};
 use crate::error::Failure;
 use crate::ledger::Counts;
 use crate::metrics::Metrics;
-use crate::nodes::Totals;
+use crate::nodes::{Totals, Trip};
 use crate::progress::ReadingBar;
 use crate::seam::{Clock, Fs, RealClock, RealFs};
 use crate::server;
@@ -54,6 +54,8 @@ pub struct RunOptions {
     pub bar: Option<ReadingBar>,
     /// Why not to be ready, for whoever runs this within a program of theirs.
     pub readiness: Option<Arc<Readiness>>,
+    /// A panic that a test asks for.
+    pub trip: Option<Trip>,
     /// Told where the page is, once it is there.
     pub started: Option<Arc<dyn Fn(std::net::SocketAddr) + Send + Sync>>,
 }
@@ -207,7 +209,7 @@ fn start_failure(error: StartError) -> Failure {
         StartError::Unreachable(why) | StartError::Denied(why) => Failure::unreachable(why),
         StartError::Settings(why) => Failure::configuration(why),
         StartError::Io(why) => Failure::configuration(why),
-        StartError::Corrupt(why) => Failure::state(why),
+        StartError::Corrupt(why) | StartError::Foreign(why) => Failure::state(why),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::server::status::Process as ProcessStatus;
 use crate::server::views_api::Views as ViewClients;
 use crate::server::{self, ServerState};
 use crate::sink::{LaneContext, Lanes};
+use crate::terms::Fence;
 use crossbeam_channel::unbounded;
 use operators::keyed::Cuts;
 use std::sync::atomic::Ordering::SeqCst;
@@ -56,6 +57,7 @@ impl Stretch {
                 version: LOG_VERSION,
                 term: plan.term,
                 process: self.process as u32,
+                segment: 0,
                 processes: self.processes as u32,
                 peers: peers as u32,
                 config: plan.config.clone(),
@@ -101,6 +103,8 @@ impl Stretch {
             }
         }
         let first_checkpoint = restored.as_ref().is_some_and(|r| r.manifest.cut == 0);
+        let fence = run.options.replay_into.is_none();
+        let fence = fence.then(|| Fence::new(fs.clone(), self.layout.logs.clone(), plan.lane_term));
         let store = DeadLetters::open(
             fs.clone(),
             &self.layout.data.join("dead-letters"),
@@ -109,7 +113,8 @@ impl Stretch {
             dead_state.map(|s| s.position).or_else(|| first_checkpoint.then(DeadPosition::default)),
             world.metrics.clone(),
         )
-        .map_err(|e| state(&format!("dead letters: {e}")))?;
+        .map_err(|e| state(&format!("dead letters: {e}")))?
+        .fenced(fence.clone());
         let (dead_lane, dead) =
             DeadLane::new(store, (self.process, self.workers), &streams, pieces.clone(), shared.clone());
         let dead_lane = self.take_up("dead letters", dead_lane)?;
@@ -123,8 +128,9 @@ impl Stretch {
             clock: run.clock.clone(),
             dir: self.layout.data.join("lanes"),
             term: plan.lane_term,
-            written: plan.floor,
+            written: plan.sent_through.unwrap_or(0),
             memory: run.config.divided().lanes,
+            keep: run.config.checkpoint.keep as usize,
             process: self.process,
             processes: self.processes,
             workers: self.workers,
@@ -167,6 +173,9 @@ impl Stretch {
             retention_ms: (run.config.epochs.retention.us() / 1000) as u64,
             keep: run.config.checkpoint.keep as usize,
             term: plan.term,
+            writer: plan.lane_term,
+            log_ends: plan.log_ends.clone(),
+            fence,
             cluster: (self.process, self.processes, peers),
             config: plan.config.clone(),
             expected,

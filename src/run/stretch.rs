@@ -11,6 +11,7 @@ use crate::epoch_log::Control;
 use crate::error::Failure;
 use crate::metrics::Metrics;
 use crate::nodes::{Common, Totals};
+use crate::panics;
 use crate::plan::{Layout, Plan};
 use crate::process::Shared;
 use crate::progress::ReadingBar;
@@ -127,6 +128,13 @@ impl Stretch {
             Err(error) => return Err(error.clone()),
         };
         let _guard = PanicGuard(started.shared.clone());
+        panics::watch(panics::Recorder {
+            fs: self.world.run.fs.clone(),
+            dir: self.layout.panics.clone(),
+            process: self.process,
+            term: plan.lane_term,
+            streams: Arc::new(plan.streams.clone()),
+        });
         let built = self.build(worker, &plan, &started, local);
         let (mut views, probe) = match built {
             Ok(built) => built,
@@ -214,6 +222,7 @@ impl Stretch {
             pieces: started.pieces.clone(),
             dictionary: Rc::default(),
             streams: streams.clone(),
+            trip: run.options.trip,
         };
         // Control lines are worker 0's to send again; ranges belong to whoever has their partition.
         let mine = |line: &Line| match line {
@@ -242,6 +251,8 @@ impl Stretch {
             progress: run.options.progress.clone().or_else(|| run.options.bar.as_ref().map(ReadingBar::progress)),
             lanes: started.lane_handle.clone(),
             room: run.config.divided().room,
+            set_aside: plan.set_aside(),
+            trip: run.options.trip,
             carried: if index == 0 { plan.carried.clone() } else { Vec::new() },
         };
         let parts = Parts {

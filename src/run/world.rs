@@ -2,16 +2,19 @@
 
 use super::stretch::Stretch;
 use super::{Run, cannot_start, look_at_data_dir, start_failure};
+use crate::checkpoint::{self, Name};
 use crate::config::Pure;
 use crate::epoch_log;
 use crate::error::Failure;
 use crate::metrics::Metrics;
 use crate::nodes::Totals;
+use crate::panics;
 use crate::plan::{self, Layout, Plan};
 use crate::seam::replace;
 use crate::server::readiness::Readiness;
 use crate::source::origin::Origin;
 use crate::source::replay::Line;
+use crate::terms;
 use operators::{Epoch, Stream};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,7 +37,11 @@ impl World {
             Failure::state(format!("{}: {e}; the epoch log needs the configuration that was in force", path.display()))
         })?;
         let text = String::from_utf8(text).map_err(|e| Failure::state(format!("{}: {e}", path.display())))?;
-        Pure::parse(&text).map_err(|e| Failure::state(format!("{}: {e}", path.display())))
+        let pure = Pure::parse(&text).map_err(|e| Failure::state(format!("{}: {e}", path.display())))?;
+        if pure.hash() != hash {
+            return Err(Failure::state(format!("{}: it is not the configuration it is named after", path.display())));
+        }
+        Ok(pure)
     }
 
     fn record_config(&self, layout: &Layout) -> Result<String, Failure> {
@@ -77,22 +84,62 @@ impl World {
         if self.run.options.process == 0 {
             let hash = self.record_config(&layout)?;
             loop {
-                let past = plan::past(&*self.run.fs, &layout)?;
+                let (term, past) = self.begin_term(&layout)?;
                 let changed = past.terms.iter().any(|t| t.header.config != hash);
                 let Some(old) = past.terms.first().map(|t| t.header.config.clone()).filter(|_| changed) else {
-                    let plan = self.plan_live(&layout, past, hash)?;
+                    let plan = self.plan_live(&layout, past, term, hash)?;
                     return self.stretch(layout, Some(plan), self.run.pure.clone(), listener.take())?.go();
                 };
                 tracing::info!(config = old, "what an earlier configuration began is finished with it first");
                 let pure = self.config_text(&layout, &old)?;
                 let mut plan = self.plan_replay(past, &old, &pure)?;
                 // Files of this stretch have a term of their own: nothing of the old one is written over.
-                plan.lane_term = plan.newest_term + 1;
-                self.make_term(&layout, plan.lane_term)?;
+                plan.lane_term = term;
                 self.stretch(layout.clone(), Some(plan), pure, None)?.go()?;
             }
         }
         self.stretch(layout, None, self.run.pure.clone(), listener)?.go()
+    }
+
+    /// A term of our own: created, announced to the sinks, and only then is looked at what there is. From its manifest
+    /// on, what older processes write does not count any more.
+    fn begin_term(&self, layout: &Layout) -> Result<(u64, plan::Past), Failure> {
+        let fs = &*self.run.fs;
+        let corrupt = |e: anyhow::Error| Failure::state(format!("{e:#}"));
+        let known = checkpoint::list(fs, &layout.checkpoints).map_err(corrupt)?;
+        let known = known.iter().filter_map(|dir| Name::of(dir)).map(|name| name.term.max(name.writer)).max();
+        let term = terms::claim(fs, &layout.logs, known.unwrap_or(0)).map_err(corrupt)?;
+        self.run.destinations.announce(&self.run.config.sinks, term, self.runtime.handle());
+        let mut past = plan::past(fs, layout, Some(term))?;
+        for (dir, what) in &past.damaged {
+            self.metrics.checkpoints_damaged_total.inc();
+            tracing::error!(checkpoint = %dir.display(), what, "checkpoint is damaged; an older one is used");
+            checkpoint::set_aside(fs, dir).map_err(corrupt)?;
+        }
+        if let Some(epoch) = plan::journal_beyond(fs, layout, &past).map_err(corrupt)? {
+            tracing::error!(
+                epoch,
+                through = past.sent_through,
+                "the journal has an alert of an epoch that no log has: the epoch log has lost lines that had an effect \
+                 (a machine without power?); those records are read again in new epochs, and sinks may get alerts twice"
+            );
+        }
+        let bugs = panics::to_set_aside(fs, &layout.panics)
+            .map_err(|e| Failure::state(format!("{}: {e}", layout.panics.display())))?;
+        for place in bugs.into_iter().filter(|place| !past.set_aside.contains(place)).collect::<Vec<_>>() {
+            let terms::Place { source, topic, partition, offset } = &place;
+            tracing::warn!(
+                source,
+                topic,
+                partition,
+                offset,
+                "record set aside: it brought a worker down {} times",
+                panics::TIMES
+            );
+            past.set_aside.push(place);
+        }
+        terms::write(fs, &layout.logs, &past.manifest(term)).map_err(corrupt)?;
+        Ok((term, past))
     }
 
     /// Runs the whole epoch log again, configuration by configuration, into another directory.
@@ -106,7 +153,7 @@ impl World {
         }
         let mut result = (Totals::new(), 0, BTreeMap::new());
         loop {
-            let past = plan::past(&*self.run.fs, &layout)?;
+            let past = plan::past(&*self.run.fs, &layout, None)?;
             let Some(config) = past.terms.first().map(|t| t.header.config.clone()) else {
                 return if past.restored.is_some() {
                     Ok(result)
@@ -127,6 +174,7 @@ impl World {
 
     /// A plan that only reads again: the leading terms with this configuration.
     fn plan_replay(&self, past: plan::Past, config: &str, pure: &Pure) -> Result<Plan, Failure> {
+        let set_aside = past.set_aside;
         let mut terms = past.terms;
         let same = terms.iter().take_while(|t| t.header.config == config).count();
         terms.truncate(same);
@@ -138,7 +186,9 @@ impl World {
         Ok(Plan {
             term,
             lane_term: term,
-            newest_term: past.newest_term,
+            log_ends: terms.last().map_or_else(Vec::new, |log| log.ends.iter().map(|(p, end)| (*p, *end)).collect()),
+            sent_through: past.sent_through,
+            set_aside,
             carried: Vec::new(),
             config: config.to_owned(),
             checkpoint: past.restored.map(|r| r.dir),
@@ -151,19 +201,10 @@ impl World {
         })
     }
 
-    /// The first to make a term's directory has the term.
-    fn make_term(&self, layout: &Layout, term: u64) -> Result<(), Failure> {
-        let fs = &self.run.fs;
-        let made =
-            fs.create_dir(&layout.logs).and_then(|()| fs.create_dir_new(&epoch_log::term_dir(&layout.logs, term)));
-        made.map_err(|e| Failure::state(format!("term {term}: {e}; does another streamgauge use this data_dir?")))
-    }
-
     /// A plan that reads again what is left, and goes on.
-    fn plan_live(&self, layout: &Layout, past: plan::Past, config: String) -> Result<Plan, Failure> {
+    fn plan_live(&self, layout: &Layout, past: plan::Past, term: u64, config: String) -> Result<Plan, Failure> {
         let (fs, origin) = (&*self.run.fs, &*self.run.origin);
         let streams = self.run.pure.streams();
-        let term = past.newest_term + 1;
         let positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
         let mut positions = from_headers(positions, &past.terms, &streams);
         let mut ends = BTreeMap::new();
@@ -196,17 +237,19 @@ impl World {
                 }
             }
         }
-        self.make_term(layout, term)?;
         if past.restored.is_none() {
             plan::write_first(fs, layout, term, &config, &streams, &positions)
                 .map_err(|e| Failure::state(format!("checkpoint 0: {e:#}")))?;
         }
         let script = plan::script(&past.terms, &streams)?;
+        let set_aside = past.set_aside;
         let carried = past.restored.as_ref().map_or_else(Vec::new, |r| plan::unknown_positions(r, &streams));
         Ok(Plan {
             term,
             lane_term: term,
-            newest_term: past.newest_term,
+            log_ends: Vec::new(),
+            sent_through: past.sent_through,
+            set_aside,
             carried,
             config,
             checkpoint: past.restored.map(|r| r.dir),

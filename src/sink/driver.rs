@@ -2,7 +2,7 @@
 
 use super::lane::{Action, Event, Lane};
 use super::lanes::{Message, Port};
-use super::{Item, LaneState, Sink, SinkError, Written};
+use super::{Item, LaneState, Sink, SinkError, StartError, Written};
 use crate::crew::Part;
 use crate::failpoint::{self, When};
 use crate::metrics::Metrics;
@@ -239,7 +239,10 @@ type Performed<T> = (Event<T>, Option<(Written, Vec<T>)>);
 async fn perform<S: Sink>(sink: &mut S, action: Action<S::Item>, term: u64) -> Result<Performed<S::Item>, SinkError> {
     let event = match action {
         Action::Connect => {
-            sink.connect(term).await.map_err(|error| SinkError::Unavailable(error.to_string()))?;
+            sink.connect(term).await.map_err(|error| match error {
+                StartError::Foreign(reason) => SinkError::Foreign(reason),
+                error => SinkError::Unavailable(error.to_string()),
+            })?;
             Event::Connected(sink.position().await?)
         }
         Action::Write(batch) => {

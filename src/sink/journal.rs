@@ -1,7 +1,8 @@
 //! The journal: every alert transition, one line each, in `journal.jsonl`. Always there, in process 0.
 //!
 //! Part of the checkpoint: its length at the cut is recorded, and a restart cuts it back to that before replay writes the
-//! rest again. So every line stands in it once, whatever dies.
+//! rest again. So every line stands in it once, whatever dies. Whoever writes it has it locked. A start that finds it
+//! locked by a process that it replaces goes on in a copy: what the other still writes goes into a file without a name.
 
 use super::*;
 use crate::seam::{FileWriter, Fs};
@@ -19,13 +20,15 @@ pub struct Journal {
     file: Option<Box<dyn FileWriter>>,
     length: u64,
     synced: bool,
+    /// Whether it was ours once: then nobody else may have it.
+    ours: bool,
     bytes: Vec<u8>,
 }
 
 impl Journal {
     /// A journal of which the first `length` bytes belong to the checkpoint.
     pub fn new(fs: Arc<dyn Fs>, path: PathBuf, length: u64) -> Self {
-        Self { fs, path, file: None, length, synced: false, bytes: Vec::new() }
+        Self { fs, path, file: None, length, synced: false, ours: false, bytes: Vec::new() }
     }
 
     /// Opens it for appending, without what may lie beyond its good length.
@@ -37,10 +40,40 @@ impl Journal {
                     self.fs.sync_dir(dir)?;
                 }
             }
-            self.fs.truncate(&self.path, self.length)?;
-            self.file = Some(self.fs.append(&self.path)?);
+            let mut file = self.fs.append(&self.path)?;
+            if !file.try_lock()? {
+                if self.ours {
+                    return Err(io::Error::other("another streamgauge has it; this one has been replaced"));
+                }
+                file = self.copy()?;
+            } else {
+                self.fs.truncate(&self.path, self.length)?;
+            }
+            (self.file, self.ours) = (Some(file), true);
         }
         Ok(())
+    }
+
+    /// Puts a copy of what is good of it in its place.
+    fn copy(&self) -> io::Result<Box<dyn FileWriter>> {
+        let beside = self.path.with_extension("copy");
+        if self.fs.exists(&beside) {
+            self.fs.remove(&beside)?;
+        }
+        let mut bytes = self.fs.read(&self.path)?;
+        bytes.truncate(self.length as usize);
+        let mut file = self.fs.create(&beside)?;
+        if !file.try_lock()? {
+            return Err(io::Error::other("another streamgauge begins on this data_dir"));
+        }
+        file.write_all(&bytes)?;
+        file.sync()?;
+        self.fs.rename(&beside, &self.path)?;
+        if let Some(dir) = self.path.parent() {
+            self.fs.sync_dir(dir)?;
+        }
+        tracing::warn!(journal = %self.path.display(), "a process that was replaced still has the journal; this one goes on in a copy");
+        Ok(file)
     }
 
     fn append(&mut self) -> io::Result<()> {
@@ -77,7 +110,7 @@ impl Sink for Journal {
     }
 
     async fn connect(&mut self, _term: u64) -> Result<(), StartError> {
-        let found = self.fs.read(&self.path).map_or(0, |bytes| bytes.len() as u64);
+        let found = self.fs.len(&self.path).unwrap_or(0);
         if found < self.length {
             return Err(StartError::Corrupt(format!(
                 "{}: {found} bytes, but the checkpoint knows of {}; the file was cut or replaced",

@@ -17,9 +17,6 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-/// Checkpoints whose segments stay: the newest, and older copies in case it is damaged. The default of `checkpoint.keep`.
-const CHECKPOINTS_KEPT: usize = 3;
-
 /// A label of a sensor in the inventory: (sensor, label) to its value.
 pub type Labels = Arc<dyn Fn(&str, &str) -> Option<String> + Send + Sync>;
 
@@ -49,6 +46,8 @@ pub struct LaneContext {
     pub written: Epoch,
     /// The sum of what the lanes' `memory` may be.
     pub memory: u64,
+    /// Checkpoints that are kept.
+    pub keep: usize,
     /// This process; process 0 has the lanes of alerts.
     pub process: usize,
     /// All processes.
@@ -395,7 +394,7 @@ impl Opening<'_> {
             process: ctx.process,
             term: ctx.term,
             workers: ctx.workers,
-            keep: CHECKPOINTS_KEPT,
+            keep: ctx.keep,
             capacity: settings.capacity.bytes(),
             memory,
             when_full: settings.when_full,
@@ -451,6 +450,7 @@ impl StartError {
         match self {
             Self::Unreachable(text) => Self::Unreachable(within(text)),
             Self::Denied(text) => Self::Denied(within(text)),
+            Self::Foreign(text) => Self::Foreign(within(text)),
             Self::Settings(text) => Self::Settings(within(text)),
             Self::Io(text) => Self::Io(within(text)),
             Self::Corrupt(text) => Self::Corrupt(within(text)),
@@ -462,6 +462,8 @@ impl StartError {
 pub trait Destinations: Send + Sync {
     /// Looks at a destination as `run` would, and says in a few words what is there. Changes nothing.
     fn look(&self, settings: &SinkSettings, runtime: &Handle) -> Result<String, StartError>;
+    /// Announces a term to every destination that knows terms and can be reached: it refuses older ones from here on.
+    fn announce(&self, _sinks: &BTreeMap<String, SinkSettings>, _term: u64, _runtime: &Handle) {}
     /// Opens a sink's lane.
     fn open(&self, name: &str, settings: &SinkSettings, opening: &mut Opening<'_>) -> Result<(), StartError>;
 }
@@ -472,6 +474,10 @@ pub struct Configured;
 impl Destinations for Configured {
     fn look(&self, settings: &SinkSettings, runtime: &Handle) -> Result<String, StartError> {
         verify(settings, runtime)
+    }
+
+    fn announce(&self, sinks: &BTreeMap<String, SinkSettings>, term: u64, runtime: &Handle) {
+        announce(sinks, term, runtime);
     }
 
     fn open(&self, name: &str, settings: &SinkSettings, opening: &mut Opening<'_>) -> Result<(), StartError> {
@@ -509,4 +515,37 @@ pub fn verify(settings: &SinkSettings, runtime: &Handle) -> Result<String, Start
         let look = scope.spawn(|| runtime.block_on(look));
         look.join().unwrap_or_else(|_| Err(StartError::Io("looking at the sink panicked".into())))
     })
+}
+
+/// Announces a term to every sink that knows terms and can be reached: from here on it refuses older ones. One that
+/// cannot be reached says so when its lane is opened.
+fn announce(sinks: &BTreeMap<String, SinkSettings>, term: u64, runtime: &Handle) {
+    let announce = async {
+        for (name, settings) in sinks {
+            let announced = match settings {
+                SinkSettings::RedisStream(s) => match redis_stream::RedisStream::new(s) {
+                    Ok(mut sink) => sink.connect(term).await,
+                    Err(error) => Err(error),
+                },
+                SinkSettings::RedisLast(s) => match redis_last::RedisLast::new(s) {
+                    Ok(mut sink) => sink.connect(term).await,
+                    Err(error) => Err(error),
+                },
+                // They know no terms.
+                SinkSettings::Stdout(_)
+                | SinkSettings::RedisTimeseries(_)
+                | SinkSettings::Parquet(_)
+                | SinkSettings::Kafka(_) => Ok(()),
+            };
+            if let Err(error) = announced {
+                tracing::warn!(sink = name, %error, "sink cannot be told of this term yet");
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let announce = scope.spawn(|| runtime.block_on(announce));
+        if announce.join().is_err() {
+            tracing::error!("announcing the term panicked");
+        }
+    });
 }

@@ -112,6 +112,9 @@ pub enum StartError {
     /// An answer, but we may not.
     #[error("{0}")]
     Denied(String),
+    /// Somebody else writes there.
+    #[error("{0}")]
+    Foreign(String),
     /// The configuration asks for what cannot be.
     #[error("{0}")]
     Settings(String),

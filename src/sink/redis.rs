@@ -121,7 +121,7 @@ impl Link {
         match code {
             "NOPERM" => StartError::Denied(format!("{shown}: {text}; give this user the permission (ACL SETUSER)")),
             "READONLY" => StartError::Denied(format!("{shown} is a read-only replica; give the address of its master")),
-            "FENCED" => StartError::Denied(format!(
+            "FENCED" => StartError::Foreign(format!(
                 "{shown}: {text}: a newer run of this streamgauge has written there, so this one must not"
             )),
             "WRONGTYPE" => StartError::Settings(format!(
@@ -139,8 +139,10 @@ impl Link {
         let text = match error.code().unwrap_or_default() {
             "READONLY" => format!("{shown} has become a read-only replica"),
             "OOM" => format!("{shown} is full (maxmemory)"),
-            "FENCED" => format!("{shown}: {error}: a newer run of this streamgauge writes there"),
             "WENTBACK" => format!("{shown} has forgotten what it had acknowledged ({error})"),
+            "FENCED" => {
+                return SinkError::Foreign(format!("{shown}: {error}: a newer run of this streamgauge writes there"));
+            }
             "FOREIGN" => return SinkError::Foreign(format!("{shown}: {error}")),
             _ => format!("{shown}: {error}"),
         };

@@ -94,6 +94,21 @@ pub fn write<'a, T: Item>(
 
 /// The batches of a segment that count.
 pub fn read<T: Item>(fs: &dyn Fs, dir: &Path, segment: &SegmentRef) -> Result<Vec<T>, SegmentError> {
+    let bytes = verified(fs, dir, segment)?;
+    let mut items: Vec<T> = decode(&bytes)?;
+    if items.len() != segment.frames as usize {
+        return Err(SegmentError::Damaged("it holds another number of batches"));
+    }
+    items.retain(|item| item.epoch() < segment.below);
+    Ok(items)
+}
+
+/// Whether a segment is what was written.
+pub fn check(fs: &dyn Fs, dir: &Path, segment: &SegmentRef) -> Result<(), SegmentError> {
+    verified(fs, dir, segment).map(drop)
+}
+
+fn verified(fs: &dyn Fs, dir: &Path, segment: &SegmentRef) -> Result<Vec<u8>, SegmentError> {
     let bytes = fs.read(&dir.join(&segment.name))?;
     if bytes.len() as u64 != segment.length {
         return Err(SegmentError::Damaged("its length differs"));
@@ -101,12 +116,7 @@ pub fn read<T: Item>(fs: &dyn Fs, dir: &Path, segment: &SegmentRef) -> Result<Ve
     if crc32fast::hash(&bytes) != segment.crc {
         return Err(SegmentError::Damaged("its checksum differs"));
     }
-    let mut items: Vec<T> = decode(&bytes)?;
-    if items.len() != segment.frames as usize {
-        return Err(SegmentError::Damaged("it holds another number of batches"));
-    }
-    items.retain(|item| item.epoch() < segment.below);
-    Ok(items)
+    Ok(bytes)
 }
 
 /// Writes fixed little-endian layouts.

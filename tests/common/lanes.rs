@@ -110,6 +110,7 @@ impl Running {
             term,
             written,
             memory: u64::MAX,
+            keep: 3,
             process: 0,
             processes: 1,
             workers: 1,

@@ -38,3 +38,4 @@ mod sinks_kafka;
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod sinks_redis;
 mod slow_sink;
+mod zombie;

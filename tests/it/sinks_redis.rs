@@ -104,7 +104,7 @@ fn an_older_term_writes_nothing_and_does_not_start() {
     new.until("written", || entries(&redis).len() == ids(1..=1).len() + ids(3..=3).len());
     assert!(!entries(&redis).iter().any(|(id, _)| id.starts_with("2-")));
     let error = Running::open(&stream(&redis), old_dir.path(), 1, &[]).err().unwrap();
-    assert!(matches!(&error, StartError::Denied(text) if text.contains("newer run")), "{error}");
+    assert!(matches!(&error, StartError::Foreign(text) if text.contains("newer run")), "{error}");
 }
 
 #[test]

@@ -117,6 +117,7 @@ impl Rolling {
         }
         let Batch { readings, features, .. } = batch;
         for reading in readings.iter() {
+            crate::hand::hold(reading.stream, reading.partition, reading.offset);
             let behind = match reading.verdict {
                 Verdict::Accepted => false,
                 Verdict::Behind => true,
@@ -132,6 +133,7 @@ impl Rolling {
                 features.extend(self.plan.list(plan).iter().map(|(window, stat)| self.stat(no, *window, *stat)));
             }
         }
+        crate::hand::put_down();
     }
     #[cold]
     fn meet(&mut self, no: usize) {

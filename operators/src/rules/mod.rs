@@ -257,6 +257,7 @@ impl Rules {
         }
         let mut features = batch.features.as_slice();
         for reading in &batch.readings {
+            crate::hand::hold(reading.stream, reading.partition, reading.offset);
             let no = reading.series as usize;
             match reading.verdict {
                 Verdict::Late | Verdict::Future => {}
@@ -278,6 +279,7 @@ impl Rules {
                 }
             }
         }
+        crate::hand::put_down();
         debug_assert!(features.is_empty(), "the features are those of the plan");
     }
     /// An accepted reading that is not behind, of a series to which rules apply.
