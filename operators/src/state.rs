@@ -88,10 +88,18 @@ impl Writer {
     pub fn f64(&mut self, x: f64) {
         self.u64(x.to_bits());
     }
+    /// Bytes as they are: values that lie in memory as they are saved.
+    pub fn raw(&mut self, x: &[u8]) {
+        self.0.extend_from_slice(x);
+    }
     /// A u32 length and the bytes.
     pub fn bytes(&mut self, x: &[u8]) {
         self.u32(x.len() as u32);
         self.0.extend_from_slice(x);
+    }
+    /// Makes room for so many more bytes.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.0.reserve_exact(bytes);
     }
     /// A text, as `bytes`.
     pub fn str(&mut self, x: &str) {
@@ -137,7 +145,8 @@ impl<'a> Reader<'a> {
         self.at = wanted;
         Ok(taken)
     }
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], StateError> {
+    /// So many bytes as they are.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], StateError> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)
@@ -200,8 +209,12 @@ impl<'a> Reader<'a> {
     /// An event time (or any clock): within 2^60 microseconds of 1970, so that sums of two never overflow.
     pub fn time(&mut self) -> Result<i64, StateError> {
         let time = self.i64()?;
-        self.check(time.unsigned_abs() < 1 << 60, "a time lies within 36,000 years of 1970")?;
+        self.check_time(time)?;
         Ok(time)
+    }
+    /// See `time`.
+    pub fn check_time(&self, time: i64) -> Result<(), StateError> {
+        self.check(time.unsigned_abs() < 1 << 60, "a time lies within 36,000 years of 1970")
     }
     /// Counted time, milliseconds.
     pub fn counted(&mut self) -> Result<u64, StateError> {
@@ -233,11 +246,13 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes the states of all groups that have some: `keeps` says which series do, `each` writes what follows the name.
+/// Writes the states of all groups that have some: `keeps` says which series do, `size` about how many bytes follow the
+/// name, `each` writes them. A worker stands still meanwhile: so each group's bytes are allocated once.
 pub(crate) fn save_groups(
     out: &mut GroupStates,
     dictionary: &SharedDictionary,
     mut keeps: impl FnMut(SeriesNo) -> bool,
+    size: impl Fn(SeriesNo) -> usize,
     mut begin: impl FnMut(&[SeriesNo]) -> Writer,
     mut each: impl FnMut(&mut Writer, SeriesNo),
 ) {
@@ -251,6 +266,8 @@ pub(crate) fn save_groups(
             continue;
         }
         let mut writer = begin(&kept);
+        let names = |no: &SeriesNo| dictionary.name(*no).sensor.len() + dictionary.name(*no).metric.len() + 8;
+        writer.reserve(4 + kept.iter().map(|no| names(no) + size(*no)).sum::<usize>());
         writer.u32(kept.len() as u32);
         for no in &kept {
             writer.name(dictionary.name(*no));

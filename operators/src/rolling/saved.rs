@@ -3,7 +3,7 @@
 //! A state says which windows it holds. A window that is configured now and was not then begins with the entries that
 //! the others have kept, as far as it reaches; its moving average begins with the next reading.
 
-use super::{Accumulator, Entry, Moments, NEVER, Rolling, Window};
+use super::{Accumulator, Bytes, Entry, Moments, NEVER, Rolling, Window};
 use crate::state::{GroupStates, Reader, StateError, Writer, save_groups};
 
 const NAME: &str = "rolling";
@@ -17,6 +17,7 @@ impl Rolling {
             out,
             &self.dictionary,
             |no| self.series.get(no as usize).is_some_and(|series| series.clock != NEVER),
+            |no| 12 + self.series[no as usize].entries.len() * size_of::<Bytes>() + width * 33,
             |_| {
                 let mut w = Writer::new(VERSION);
                 w.u32(width as u32);
@@ -39,10 +40,9 @@ impl Rolling {
                 let series = &self.series[no];
                 w.i64(series.clock);
                 w.u32(series.entries.len() as u32);
-                for entry in &series.entries {
-                    w.i64(entry.time);
-                    w.f64(entry.value);
-                }
+                let (older, newer) = series.entries.as_slices();
+                w.raw(older.as_flattened());
+                w.raw(newer.as_flattened());
                 for Accumulator { moments, ewma, begun } in &self.accumulators[no * width..(no + 1) * width] {
                     w.u32(moments.n);
                     w.u32(moments.updates);
@@ -79,11 +79,11 @@ impl Rolling {
             series.clock = r.time()?;
             let mut last = i64::MIN;
             for _ in 0..r.count(16)? {
-                let entry = Entry { time: r.time()?, value: r.f64()? };
-                r.check(last <= entry.time && entry.time <= series.clock, "entries are in order, up to the clock")?;
-                r.check(entry.value.is_finite(), "a value is finite")?;
-                last = entry.time;
-                series.entries.push_back(entry);
+                let entry = Entry::new(r.time()?, r.f64()?);
+                r.check(last <= entry.time() && entry.time() <= series.clock, "entries are in order, up to the clock")?;
+                r.check(entry.value().is_finite(), "a value is finite")?;
+                last = entry.time();
+                series.entries.push_back(entry.0);
             }
             accumulators.clear();
             for _ in &saved {
@@ -103,16 +103,16 @@ impl Rolling {
                             Window::Count { n } => len.min(n as usize),
                             Window::Time { us } => {
                                 let from = series.clock.saturating_sub(us);
-                                len - series.entries.partition_point(|e| e.time <= from)
+                                len - series.entries.partition_point(|e| Entry(*e).time() <= from)
                             }
                         };
-                        accumulator.moments.refresh(series.entries.range(len - held..).map(|e| e.value));
+                        accumulator.moments.refresh(series.entries.range(len - held..).map(|e| Entry(*e).value()));
                     }
                 }
                 let held = accumulator.moments.n as usize;
                 longest = longest.max(held);
                 if let Some(extremes) = series.extremes.as_mut().and_then(|all| all[w].as_mut()) {
-                    extremes.rebuild(series.entries.range(len - held..).map(|e| e.value));
+                    extremes.rebuild(series.entries.range(len - held..).map(|e| Entry(*e).value()));
                 }
             }
             series.entries.drain(..len - longest);

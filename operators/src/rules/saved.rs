@@ -7,47 +7,79 @@ use super::episode::{Episode, Life, Phase};
 use super::{Aside, Condition, Missing, NEVER, RuleSpec, Rules};
 use crate::state::{GroupStates, Reader, StateError, Writer, save_groups};
 use crate::{Epoch, SeriesNo};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 const NAME: &str = "rules";
 const VERSION: u16 = 1;
 
+/// A rule on a series: its number if it applies, the rule, and how it stands.
+type Standing<'a> = (Option<u32>, &'a RuleSpec, &'a Life);
+
 impl Rules {
     /// Its state by key group.
     pub fn save(&self, out: &mut GroupStates) {
         let fresh: BTreeMap<SeriesNo, Epoch> = self.fresh.iter().rev().map(|(second, no)| (*no, *second)).collect();
+        // What stands on a series: the rules that apply to it, and what was set aside and still matters. Rules that apply
+        // are by far the most, and there are few of them: they are told apart by number, and no text is compared or copied
+        // for a series that has no more than them.
+        let ranks = self.ranks();
+        let worth =
+            |life: &Life, remembered| life.phase != Phase::Idle || life.past().iter().any(|e| e.end >= remembered);
         let standing = |no: SeriesNo| {
-            let clock = self.series[no as usize].clock;
-            let remembered = clock.saturating_sub(self.allowed_lateness);
-            let slots = self.series[no as usize].slots.iter().map(|s| (&self.rules[s.rule as usize], &s.life));
-            let aside = self.aside.get(&no).into_iter().flatten().map(|aside| (&aside.rule, &aside.life));
-            let worth = move |life: &Life| life.phase != Phase::Idle || life.past().iter().any(|e| e.end >= remembered);
+            let series = &self.series[no as usize];
+            let remembered = series.clock.saturating_sub(self.allowed_lateness);
             // A rule that applies is written although it is idle: that its deadline is running is part of the state.
-            let mut all: Vec<_> = slots.chain(aside.filter(|(_, life)| worth(life))).collect();
-            all.sort_by(|a, b| a.0.key.cmp(&b.0.key));
+            let mut all: Vec<Standing> =
+                series.slots.iter().map(|s| (Some(s.rule), &*self.rules[s.rule as usize], &s.life)).collect();
+            match self.aside.get(&no) {
+                Some(aside) => {
+                    let aside = aside.iter().filter(|aside| worth(&aside.life, remembered));
+                    all.extend(aside.map(|aside| (None, &*aside.rule, &aside.life)));
+                    all.sort_by(|a, b| a.1.key.cmp(&b.1.key));
+                }
+                None => all.sort_by_key(|(number, _, _)| number.map(|number| ranks[number as usize])),
+            }
             (all, remembered)
         };
-        let table = std::cell::RefCell::new(BTreeMap::new());
+        // A group's rules by key and version; the places of those that apply in it, by number.
+        let table = RefCell::new((Vec::<(&str, &str)>::new(), vec![u32::MAX; self.rules.len()]));
         save_groups(
             out,
             &self.dictionary,
             |no| self.series.get(no as usize).is_some_and(|series| series.clock != NEVER),
+            |no| 28 + self.series[no as usize].slots.len() * 21,
             |numbers| {
-                let mut table = table.borrow_mut();
-                table.clear();
+                let mut rules: Vec<(Option<u32>, &RuleSpec)> = Vec::new();
+                let (keys, places) = &mut *table.borrow_mut();
+                places.fill(u32::MAX);
                 for no in numbers {
-                    for (rule, _) in standing(*no).0 {
-                        table.insert((rule.key.clone(), rule.version.clone()), (0, rule.clone()));
+                    let applying = self.series[*no as usize].slots.iter().map(|slot| slot.rule);
+                    for number in applying {
+                        if std::mem::replace(&mut places[number as usize], 0) == u32::MAX {
+                            rules.push((Some(number), &self.rules[number as usize]));
+                        }
+                    }
+                    if self.aside.contains_key(no) {
+                        rules.extend(
+                            standing(*no).0.iter().filter(|(n, _, _)| n.is_none()).map(|(n, rule, _)| (*n, *rule)),
+                        );
                     }
                 }
+                rules.sort_by(|a, b| (&a.1.key, &a.1.version).cmp(&(&b.1.key, &b.1.version)));
+                keys.clear();
                 let mut w = Writer::new(VERSION);
-                w.u32(table.len() as u32);
-                for (at, (number, rule)) in (0u32..).zip(table.values_mut()) {
-                    *number = at;
+                let distinct = rules.chunk_by(|a, b| (&a.1.key, &a.1.version) == (&b.1.key, &b.1.version));
+                w.u32(distinct.clone().count() as u32);
+                for (place, same) in (0..).zip(distinct) {
+                    // Of equals the last one met, as ever.
+                    let Some((_, rule)) = same.last() else { continue };
                     for text in [&rule.key, &rule.name, &rule.version, &rule.severity] {
                         w.str(text);
                     }
+                    keys.push((&rule.key, &rule.version));
+                    same.iter().filter_map(|(number, _)| *number).for_each(|number| places[number as usize] = place);
                 }
                 w
             },
@@ -58,9 +90,12 @@ impl Rules {
                 w.u64(fresh.get(&no).copied().unwrap_or(0));
                 let (standing, remembered) = standing(no);
                 w.u32(standing.len() as u32);
-                let table = table.borrow();
-                for (rule, life) in standing {
-                    w.u32(table.get(&(rule.key.clone(), rule.version.clone())).map_or(0, |(number, _)| *number));
+                let (keys, places) = &*table.borrow();
+                for (number, rule, life) in standing {
+                    w.u32(match number {
+                        Some(number) => places[number as usize],
+                        None => keys.binary_search(&(&*rule.key, &*rule.version)).map_or(0, |place| place as u32),
+                    });
                     let (phase, start, ordinal) = match life.phase {
                         Phase::Idle => (0, 0, 0),
                         Phase::Pending { start, ordinal } => (1, start, ordinal),
@@ -78,6 +113,14 @@ impl Rules {
                 }
             },
         );
+    }
+    /// By rule: its place in the order of keys.
+    fn ranks(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.rules.len() as u32).collect();
+        order.sort_by(|a, b| self.rules[*a as usize].key.cmp(&self.rules[*b as usize].key));
+        let mut ranks = vec![0; order.len()];
+        (0..).zip(order).for_each(|(rank, rule)| ranks[rule as usize] = rank);
+        ranks
     }
     /// Takes a group's state; what stands is set aside until it is announced by `apply`, or over by `settle`.
     pub fn load(&mut self, group: u16, bytes: &[u8]) -> Result<(), StateError> {
