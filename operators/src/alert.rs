@@ -131,11 +131,13 @@ impl Alert {
     }
     /// The identity as 32 hex digits.
     pub fn id_hex(&self) -> String {
-        self.id()
-            .iter()
-            .flat_map(|byte| [byte >> 4, byte & 15])
-            .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
-            .collect()
+        let mut text = String::with_capacity(32);
+        for byte in self.id() {
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+            }
+        }
+        text
     }
 }
 
