@@ -210,13 +210,13 @@ impl Source for KafkaSource {
     fn poll(&mut self, limit: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<usize, SourceError> {
         let Self { queue, streams, reached, .. } = self;
         let mut failure = None;
-        let mut of_topic: Option<(usize, Stream)> = None;
+        let mut of_topic = None;
         let taken = queue.take(limit, |message| {
             let stream = match of_topic {
-                Some((topic, stream)) if topic == message.topic_id => stream,
+                Some((topic, stream)) if topic == message.topic => stream,
                 _ => {
-                    let Some(&stream) = streams.get(message.topic) else { return };
-                    of_topic = Some((message.topic_id, stream));
+                    let Some(&stream) = streams.get(message.topic()) else { return };
+                    of_topic = Some((message.topic, stream));
                     stream
                 }
             };
@@ -232,18 +232,18 @@ impl Source for KafkaSource {
                     failure = Some(SourceError::Fatal(format!(
                         "{}/{partition}: the next record to read is no longer there; the topic's retention has \
                          removed it, or the topic was made anew",
-                        message.topic
+                        message.topic()
                     )));
                 }
                 Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::UnknownTopicOrPartition) => {
                     failure = Some(SourceError::Unavailable(format!(
                         "{}/{partition}: {}",
-                        message.topic,
+                        message.topic(),
                         message.result.err().map_or_else(String::new, |e| e.to_string())
                     )));
                 }
                 // Transport errors and the like: librdkafka goes on by itself.
-                Err(error) => tracing::debug!(topic = message.topic, partition, %error, "kafka: passing error"),
+                Err(error) => tracing::debug!(topic = message.topic(), partition, %error, "kafka: passing error"),
             }
         });
         failure.map_or(Ok(taken), Err)
@@ -275,12 +275,24 @@ impl Source for KafkaSource {
 
 /// A message, borrowed from librdkafka's buffer.
 struct Message<'a> {
-    topic: &'a str,
-    /// Tells topics apart without comparing names.
-    topic_id: usize,
+    /// Tells topics apart without their names.
+    topic: *mut rdkafka_sys::rd_kafka_topic_t,
     partition: i32,
     offset: i64,
     result: Result<(Option<i64>, Option<&'a [u8]>), RDKafkaErrorCode>,
+}
+
+#[allow(unsafe_code)]
+impl Message<'_> {
+    /// The topic's name, which is looked at once for a run of messages.
+    fn topic(&self) -> &str {
+        if self.topic.is_null() {
+            return "";
+        }
+        // SAFETY: the message has not been given back, so its topic is alive; the name is a string that ends in NUL and
+        // lives as long as the topic.
+        unsafe { std::ffi::CStr::from_ptr(rdkafka_sys::rd_kafka_topic_name(self.topic)) }.to_str().unwrap_or("")
+    }
 }
 
 /// A consumer and its queue; the queue goes first.
@@ -306,15 +318,10 @@ impl BatchQueue {
             unsafe { rdkafka_sys::rd_kafka_consume_batch_queue(self.queue, 0, self.buffer.as_mut_ptr(), limit) };
         let taken = usize::try_from(taken).unwrap_or(0);
         for &message in &self.buffer[..taken] {
-            // SAFETY: librdkafka handed us `taken` valid messages, ours until destroyed below. A topic's name is a
-            // string that ends in NUL and lives as long as the message; the payload has `len` bytes.
+            // SAFETY: librdkafka handed us `taken` valid messages, ours until destroyed below; the payload has `len`
+            // bytes.
             unsafe {
                 let m = &*message;
-                let topic = if m.rkt.is_null() {
-                    ""
-                } else {
-                    std::ffi::CStr::from_ptr(rdkafka_sys::rd_kafka_topic_name(m.rkt)).to_str().unwrap_or("")
-                };
                 let result = if m.err == rdkafka_sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
                     let mut kind = rdkafka_sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
                     let timestamp = rdkafka_sys::rd_kafka_message_timestamp(message, &mut kind);
@@ -324,7 +331,7 @@ impl BatchQueue {
                 } else {
                     Err(RDKafkaErrorCode::from(m.err))
                 };
-                each(Message { topic, topic_id: m.rkt as usize, partition: m.partition, offset: m.offset, result });
+                each(Message { topic: m.rkt, partition: m.partition, offset: m.offset, result });
                 rdkafka_sys::rd_kafka_message_destroy(message);
             }
         }
