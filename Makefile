@@ -10,7 +10,7 @@ export CARGO_BUILD_JOBS ?= $(JOBS)
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build check test docs fuzz advisories bench-peers planted torture
+.PHONY: help demo build check test docs fuzz advisories bench-peers bench-check bench-budget planted torture
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,12 @@ fuzz: ## the decoders against libFuzzer, FUZZ_SECONDS each (needs a nightly tool
 advisories: ## known defects of our dependencies, from RustSec's database (where the network reaches it)
 	@tests/servers/install.sh tools
 	$(TOOLS)/cargo-deny --workspace check advisories
+
+bench-check: ## instructions per reading of each stage of the hot path, by valgrind, against their budget (fails beyond 3 %)
+	cargo run --release --features tls --quiet --example hot_path -- check
+
+bench-budget: ## writes that budget anew: in the commit that changes it, with the reason
+	cargo run --release --features tls --quiet --example hot_path -- budget
 
 bench-peers: ## the same job on Flink, Kafka Streams, Bytewax and a Python-and-Redis loop (docs/performance.md)
 	@benches/peers/install.sh

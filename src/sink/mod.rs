@@ -28,6 +28,8 @@ pub use journal::{JOURNAL, Journal};
 pub use lanes::{
     Configured, Destinations, DrainReport, Labels, LaneContext, LaneHandle, Lanes, Opening, Shed, Shedding, verify,
 };
+pub use redis_stream::RedisStream;
+pub use redis_timeseries::RedisTimeseries;
 pub use stdout::Stdout;
 
 use operators::Epoch;
