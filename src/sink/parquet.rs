@@ -5,6 +5,7 @@
 //! So no reader sees a row that could vanish. A restart names what the checkpoint lists, and removes what it does not.
 
 mod columns;
+mod dictionary;
 mod files;
 
 use super::*;

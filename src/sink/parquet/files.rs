@@ -1,13 +1,16 @@
 //! The files of an archive: how they are named, and one that is being written.
 
+use super::dictionary::Dictionary;
 use crate::seam::{FileWriter, Fs};
 use arrow_array::RecordBatch;
-use arrow_schema::SchemaRef;
+use arrow_schema::{DataType, SchemaRef};
 use operators::Epoch;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -83,7 +86,7 @@ pub(super) struct OpenFile {
     fs: Arc<dyn Fs>,
     path: PathBuf,
     file: Option<Box<dyn FileWriter>>,
-    writer: Option<ArrowWriter<Vec<u8>>>,
+    writer: Option<Groups>,
     pending: Vec<u8>,
     /// Bytes that are certainly in the file.
     flushed: u64,
@@ -97,7 +100,7 @@ impl OpenFile {
             fs.remove(&path)?;
         }
         let file = fs.create(&path)?;
-        let writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties())).map_err(io_error)?;
+        let writer = Groups::new(schema).map_err(io_error)?;
         let (fs, pending) = (Arc::clone(fs), Vec::new());
         Ok(Self { fs, path, file: Some(file), writer: Some(writer), pending, flushed: 0, rows: 0, synced: false })
     }
@@ -117,7 +120,7 @@ impl OpenFile {
         let writer = self.writer.as_mut().ok_or_else(|| io::Error::other("the file is finished"))?;
         writer.write(batch).map_err(io_error)?;
         self.rows += batch.num_rows() as u64;
-        self.pending.append(writer.inner_mut());
+        self.pending.append(writer.file.inner_mut());
         Ok(())
     }
 
@@ -144,7 +147,7 @@ impl OpenFile {
     /// Ends the file and makes its bytes durable; again from where it failed.
     pub fn finish(&mut self) -> io::Result<()> {
         if let Some(writer) = self.writer.take() {
-            self.pending.extend(writer.into_inner().map_err(io_error)?);
+            self.pending.extend(writer.finish().map_err(io_error)?);
         }
         self.flush()?;
         if !self.synced {
@@ -156,6 +159,90 @@ impl OpenFile {
             self.synced = true;
         }
         Ok(())
+    }
+}
+
+/// The row groups of a file, one behind the other.
+struct Groups {
+    file: SerializedFileWriter<Vec<u8>>,
+    factory: ArrowRowGroupWriterFactory,
+    schema: SchemaRef,
+    /// Of the row group that is being written; empty between two.
+    columns: Vec<Column>,
+    rows: usize,
+    /// Row groups that are finished.
+    groups: usize,
+}
+
+enum Column {
+    Texts(Dictionary),
+    Other(Box<ArrowColumnWriter>),
+}
+
+impl Groups {
+    fn new(schema: SchemaRef) -> Result<Self, ParquetError> {
+        // By way of the arrow writer, because the file then says which arrow types its columns had.
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties()))?;
+        let (file, factory) = writer.into_serialized_writer()?;
+        Ok(Self { file, factory, schema, columns: Vec::new(), rows: 0, groups: 0 })
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
+        let mut begin = 0;
+        while begin < batch.num_rows() {
+            let count = (GROUP_ROWS - self.rows).min(batch.num_rows() - begin);
+            if self.columns.is_empty() {
+                let writers = self.factory.create_column_writers(self.groups)?;
+                let column = |(field, writer): (&Arc<arrow_schema::Field>, _)| match field.data_type() {
+                    DataType::Dictionary(..) => Column::Texts(Dictionary::default()),
+                    _ => Column::Other(Box::new(writer)),
+                };
+                self.columns = self.schema.fields().iter().zip(writers).map(column).collect();
+            }
+            let rows = batch.slice(begin, count);
+            for ((column, field), array) in self.columns.iter_mut().zip(self.schema.fields()).zip(rows.columns()) {
+                match column {
+                    Column::Texts(texts) => texts.push(array)?,
+                    Column::Other(writer) => {
+                        for leaf in compute_leaves(field, array)? {
+                            writer.write(&leaf)?;
+                        }
+                    }
+                }
+            }
+            begin += count;
+            self.rows += count;
+            if self.rows == GROUP_ROWS {
+                self.close_group()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_group(&mut self) -> Result<(), ParquetError> {
+        if self.columns.is_empty() {
+            return Ok(());
+        }
+        let descriptions = self.file.schema_descr().columns().to_vec();
+        let mut group = self.file.next_row_group()?;
+        for (column, description) in self.columns.drain(..).zip(descriptions) {
+            match column {
+                Column::Texts(mut texts) => {
+                    let (bytes, close) = texts.close(description)?;
+                    group.append_column(&bytes, close)?;
+                }
+                Column::Other(writer) => writer.close()?.append_to_row_group(&mut group)?,
+            }
+        }
+        group.close()?;
+        self.rows = 0;
+        self.groups += 1;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<u8>, ParquetError> {
+        self.close_group()?;
+        self.file.into_inner()
     }
 }
 
@@ -171,12 +258,9 @@ fn properties() -> WriterProperties {
         .set_max_row_group_row_count(Some(GROUP_ROWS))
         .set_statistics_enabled(EnabledStatistics::None)
         .set_dictionary_enabled(false);
-    // Times, offsets and epochs grow by little; names repeat; values do neither.
+    // Times, offsets and epochs grow by little; values do not, and names are written by `dictionary`.
     for name in ["time", "offset", "epoch", "partition", "index"] {
         properties = properties.set_column_encoding(column(name), Encoding::DELTA_BINARY_PACKED);
-    }
-    for name in ["sensor", "metric", "source", "topic"] {
-        properties = properties.set_column_dictionary_enabled(column(name), true);
     }
     // What readers skip row groups by.
     for name in ["time", "epoch"] {
