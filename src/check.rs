@@ -128,6 +128,9 @@ impl Check {
         if let Err(failure) = state {
             self.fail(failure.code, "data_dir", failure.message, "");
         }
+        if let Some(Err(failure)) = config.mesh.secret_file.as_deref().map(crate::mesh::secret::read) {
+            self.fail(failure.code, "mesh.secret_file", failure.message, "");
+        }
     }
 
     /// Asks a cluster for the topics; whether all could be sampled.

@@ -4,10 +4,13 @@ use crate::config::{self, Interval, Loaded, MessageFormat, Overrides, Report};
 use crate::error::Failure;
 use crate::progress::ReadingBar;
 use crate::run::{RunOptions, Summary};
+use crate::supervise::{self, control::Control};
 use clap::{Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Version and commit, as `--version` prints them.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("STREAMGAUGE_COMMIT"), ")");
@@ -99,6 +102,9 @@ pub struct RunArgs {
     /// Worker threads in this process; goes before the configuration's workers
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+    /// Start this many processes on this machine, and all of them again when one dies
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), conflicts_with_all = ["processes_total", "process", "hostfile", "replay"])]
+    pub processes: Option<u16>,
     /// How many processes there are in all
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub processes_total: u16,
@@ -108,6 +114,9 @@ pub struct RunArgs {
     /// A file with one host:port per process; without it they are on this machine, from port 2101 on
     #[arg(long, value_name = "FILE")]
     pub hostfile: Option<PathBuf>,
+    /// A file with the secret that all processes hold; goes before the configuration's mesh.secret_file
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
     /// Read to the offsets that are the end now, deliver everything, and end
     #[arg(long)]
     pub until_end: bool,
@@ -117,6 +126,9 @@ pub struct RunArgs {
     /// What to print at the end
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub summary: SummaryFormat,
+    /// This process was started by `--processes`, which is at the other end of its standard input
+    #[arg(long, hide = true)]
+    pub supervised: bool,
     /// Run the epoch log again, with the configuration that was in force; the journal goes to this directory
     #[arg(long, value_name = "DIR")]
     pub replay: Option<PathBuf>,
@@ -159,10 +171,18 @@ pub fn main() -> ExitCode {
 /// Does what was typed.
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     let global = &cli.global;
-    global.start_logging()?;
+    let process = match &cli.command {
+        Command::Run(run) if run.processes_total > 1 || run.supervised => Some(run.process),
+        _ => None,
+    };
+    global.start_logging(process)?;
     match &cli.command {
         Command::Demo(args) => crate::demo::run(args),
-        Command::Run(args) => run(args, global),
+        // Of several, which one it was belongs to what went wrong.
+        Command::Run(args) => run(args, global).map_err(|failure| match process {
+            Some(process) => Failure { message: format!("process {process}: {failure}"), ..failure },
+            None => failure,
+        }),
         Command::Check(args) => crate::check::run(args, global),
         Command::Produce(args) => crate::produce::run(args),
         Command::Alerts(args) => crate::alerts_cmd::run(args, &global.data_dir()?).map_err(told),
@@ -183,13 +203,18 @@ fn told(error: anyhow::Error) -> Failure {
 
 fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
     args.check()?;
+    let control = if args.supervised { Some(Arc::new(Control::start()?)) } else { None };
     let loaded = global.load(&args.overrides(global))?;
+    if let Some(processes) = args.processes {
+        return supervise::run(usize::from(processes), &arguments(std::env::args_os().skip(1)));
+    }
     let bar = (args.until_end || args.replay.is_some()).then(ReadingBar::new);
     let options = RunOptions {
         bar: bar.clone(),
         processes: usize::from(args.processes_total),
         process: usize::from(args.process),
         hostfile: args.hostfile.clone(),
+        control,
         until_end: args.until_end,
         stop_after: args.for_time.map(Interval::std),
         replay_into: args.replay.clone(),
@@ -202,6 +227,10 @@ fn run(args: &RunArgs, global: &Global) -> Result<(), Failure> {
         bar.finish();
     }
     let summary = ended?;
+    if args.supervised && args.process > 0 {
+        // Process 0 counts for all.
+        return Ok(());
+    }
     let line = match args.summary {
         SummaryFormat::Text => in_words(&summary),
         SummaryFormat::Json => serde_json::to_string(&summary).unwrap_or_default(),
@@ -228,6 +257,45 @@ fn in_words(summary: &Summary) -> String {
     line
 }
 
+/// What was typed, without `--processes`.
+fn arguments(typed: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut value_follows = false;
+    let keeps = |argument: &OsString| {
+        let text = argument.to_str().unwrap_or_default();
+        let (was_value, is_flag) = (std::mem::take(&mut value_follows), text == "--processes");
+        value_follows = is_flag;
+        !was_value && !is_flag && !text.starts_with("--processes=")
+    };
+    typed.filter(keeps).collect()
+}
+
+/// Writes log lines to standard error, each with the index of its process before it.
+struct Lines {
+    process: Option<u16>,
+    json: bool,
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let labelled = match self.process {
+            Some(process) if self.json => {
+                line.strip_prefix(b"{").map(|rest| (format!("{{\"process\":{process},"), rest))
+            }
+            Some(process) => Some((format!("p{process} "), line)),
+            None => None,
+        };
+        // One write for a line, so that lines of several processes do not mix.
+        match labelled {
+            Some((label, rest)) => std::io::stderr().write_all(&[label.as_bytes(), rest].concat())?,
+            None => std::io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 fn interval(text: &str) -> Result<Interval, String> {
     match text.parse::<Interval>() {
         Ok(interval) if interval.is_zero() => Err("it is no time at all; write 15s".into()),
@@ -248,14 +316,18 @@ impl RunArgs {
     }
     /// What goes before the configuration.
     pub fn overrides(&self, global: &Global) -> Overrides {
-        Overrides { workers: self.workers.map(usize::from), ..global.overrides() }
+        Overrides {
+            workers: self.workers.map(usize::from),
+            secret_file: self.secret_file.clone(),
+            ..global.overrides()
+        }
     }
 }
 
 impl Global {
     /// What goes before the configuration.
     pub fn overrides(&self) -> Overrides {
-        Overrides { data_dir: self.data_dir.clone(), workers: None }
+        Overrides { data_dir: self.data_dir.clone(), ..Overrides::default() }
     }
 
     /// The files that make the configuration.
@@ -308,8 +380,8 @@ impl Global {
         let _ = out.write_all(report.render(self.message_format, colour).as_bytes());
     }
 
-    /// Sends log lines to standard error.
-    pub fn start_logging(&self) -> Result<(), Failure> {
+    /// Sends log lines to standard error, of several processes each with its index.
+    pub fn start_logging(&self, process: Option<u16>) -> Result<(), Failure> {
         let level = self.log_level.clone().or_else(|| config::environment("STREAMGAUGE_LOG_LEVEL"));
         let level = level.as_deref().unwrap_or("info");
         let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|error| {
@@ -317,8 +389,9 @@ impl Global {
                 "--log-level {level}: {error}; write error, warn, info, debug or trace, or info,streamgauge::sink=debug"
             ))
         })?;
+        let json = self.log_format == LogFormat::Json;
         let lines = tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
+            .with_writer(move || Lines { process, json })
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .with_env_filter(filter);
@@ -347,6 +420,18 @@ mod tests {
         let Command::Run(run) = &cli.command else { panic!("not run") };
         assert_eq!((run.workers, run.for_time), (Some(4), Some(Interval::seconds(15))));
         assert_eq!(run.overrides(&cli.global).workers, Some(4));
+    }
+
+    #[test]
+    fn a_supervised_process_is_given_what_was_typed() {
+        let typed = ["-c", "a.toml", "run", "--processes", "3", "-w", "2", "--processes=4", "--until-end"];
+        let given: Vec<_> =
+            arguments(typed.iter().map(Into::into)).into_iter().chain(["-n", "3", "-p", "1"].map(Into::into)).collect();
+        let cli = Cli::parse_from(std::iter::once("streamgauge".into()).chain(given));
+        let Command::Run(run) = &cli.command else { panic!("not run") };
+        assert_eq!((run.workers, run.processes, run.processes_total, run.process), (Some(2), None, 3, 1));
+        assert!(run.until_end);
+        assert!(Cli::try_parse_from(["streamgauge", "run", "--processes", "2", "-p", "1"]).is_err());
     }
 
     #[test]

@@ -225,9 +225,10 @@ fn sink_order(kind: &str) -> &'static [&'static str] {
 }
 
 /// The tables of the top level that have keys of their own, and the orders of these.
-fn sections() -> [(&'static str, &'static [&'static str]); 8] {
+fn sections() -> [(&'static str, &'static [&'static str]); 9] {
     [
         ("server", order::<ServerSettings>()),
+        ("mesh", order::<MeshSettings>()),
         ("event_time", order::<EventTime>()),
         ("dedup", order::<Dedup>()),
         ("rolling", order::<RollingSettings>()),

@@ -16,6 +16,8 @@ pub struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
+    /// Asked to stop before there was anything to write: no failure, and nothing is printed as one.
+    Stopped = 0,
     /// The configuration or the command line is wrong.
     Configuration = 2,
     /// Something cannot be reached, or refuses us.
@@ -24,10 +26,27 @@ pub enum Exit {
     Corrupt = 4,
 }
 
+impl Exit {
+    /// The meaning of an exit code; what has none of its own may pass by itself.
+    pub fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Stopped,
+            2 => Self::Configuration,
+            4 => Self::Corrupt,
+            _ => Self::Unreachable,
+        }
+    }
+}
+
 impl Failure {
     /// The configuration or the command line is wrong.
     pub fn configuration(message: impl fmt::Display) -> Self {
         Self { code: Exit::Configuration, message: message.to_string() }
+    }
+    /// Asked to stop while it waited for others, or read again what the log lists: nothing is lost by leaving.
+    pub fn stopped() -> Self {
+        let message = "stopped before it had caught up with the last run; the next start begins there again";
+        Self { code: Exit::Stopped, message: message.to_owned() }
     }
     /// Something cannot be reached, or refuses us.
     pub fn unreachable(message: impl fmt::Display) -> Self {

@@ -130,6 +130,7 @@ families! {
     checkpoint_size_bytes: IntGauge [] "Size of this process's part of the newest checkpoint.";
     checkpoint_last_success_timestamp_seconds: Gauge [] "When the newest checkpoint was complete, seconds since 1970.";
     checkpoints_damaged_total: IntCounter [] "Checkpoints found damaged at the start; an older one was used.";
+    mesh_refused_total: IntCounterVec ["reason"] "Connections to the port for other processes that were not let in.";
     build_info: IntGaugeVec ["version", "revision"] "One, with the version in its labels.";
 }
 

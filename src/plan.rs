@@ -76,6 +76,8 @@ pub struct Plan {
     pub floor: Epoch,
     /// Where to read on: (stream, partition, next offset, T).
     pub positions: Vec<Start>,
+    /// Several processes: what process 0's wall clock showed, and the epoch time of that moment (R1).
+    pub joined: Option<(u64, Epoch)>,
     /// The end of each partition now.
     pub ends: BTreeMap<String, i64>,
 }

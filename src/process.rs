@@ -29,6 +29,24 @@ impl EpochClock {
     /// Starts above `floor`, the newest epoch in any log. The wall clock is not read again.
     pub fn start(clock: Arc<dyn Clock>, tick_us: u64, floor: Epoch) -> Self {
         let base_ms = clock.wall_ms().max(floor + 1);
+        Self::at(clock, tick_us, base_ms)
+    }
+
+    /// Starts as one of several processes: where process 0's wall clock showed `wall_ms`, epoch time was `epoch`, for all.
+    /// `ahead_ms` says how far process 0's wall clock is ahead of ours. The wall clock is not read again.
+    pub fn joined(
+        clock: Arc<dyn Clock>,
+        tick_us: u64,
+        floor: Epoch,
+        (wall_ms, epoch): (u64, Epoch),
+        ahead_ms: i64,
+    ) -> Self {
+        let since = i128::from(clock.wall_ms()) + i128::from(ahead_ms) - i128::from(wall_ms);
+        let base_ms = (i128::from(epoch) + since.max(0)).min(i128::from(u64::MAX >> 1)) as u64;
+        Self::at(clock, tick_us, base_ms.max(floor + 1))
+    }
+
+    fn at(clock: Arc<dyn Clock>, tick_us: u64, base_ms: Epoch) -> Self {
         let start_us = clock.monotonic_us();
         Self {
             clock,
@@ -200,6 +218,10 @@ impl Shared {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
         self.failed.store(true, SeqCst);
     }
+    /// Whether every worker of this process has closed its last epoch.
+    pub fn all_finished(&self) -> bool {
+        self.finished.load(SeqCst) >= self.hearing.heard.len()
+    }
     /// Whether something went wrong for good.
     pub fn failed(&self) -> bool {
         self.failed.load(SeqCst)
@@ -207,5 +229,50 @@ impl Shared {
     /// What went wrong.
     pub fn take_failure(&self) -> Option<Failure> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host: its wall clock is ahead of true time, and shows what it shows.
+    struct Host {
+        ahead_ms: i64,
+        true_ms: Arc<AtomicU64>,
+    }
+
+    impl Clock for Host {
+        fn wall_ms(&self) -> u64 {
+            self.true_ms.load(SeqCst).saturating_add_signed(self.ahead_ms)
+        }
+        fn monotonic_us(&self) -> u64 {
+            self.true_ms.load(SeqCst) * 1000
+        }
+    }
+
+    #[test]
+    fn joined_processes_have_one_clock_that_of_the_fastest_whenever_each_starts() {
+        for (aheads, floor) in
+            [([0, 0, 0], 0), ([0, 800, -150], 0), ([300, 0, 900], 0), ([0, 800, 0], 2_000_000_000_000)]
+        {
+            let true_ms = Arc::new(AtomicU64::new(1_700_000_000_000));
+            let fastest = aheads.iter().max().expect("some");
+            // As the plan has it: process 0's wall clock, and the highest process clock of that moment.
+            let wall = true_ms.load(SeqCst).saturating_add_signed(aheads[0]);
+            let joined = (wall, (wall.saturating_add_signed(fastest - aheads[0])).max(floor + 1));
+            let clocks: Vec<EpochClock> = (aheads.iter())
+                .map(|ahead_ms| {
+                    // Each takes its time to load the checkpoint.
+                    true_ms.fetch_add(700, SeqCst);
+                    let host = Host { ahead_ms: *ahead_ms, true_ms: true_ms.clone() };
+                    EpochClock::joined(Arc::new(host), 20_000, floor, joined, aheads[0] - ahead_ms)
+                })
+                .collect();
+            true_ms.fetch_add(40, SeqCst);
+            let now: Vec<Epoch> = clocks.iter().map(EpochClock::now).collect();
+            assert_eq!(now, vec![joined.1 + 3 * 700 + 40; 3], "{aheads:?} {floor}");
+            assert!(clocks.iter().all(|clock| clock.tick(false) > floor));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! What reads bytes from outside: the decoder, the configuration, checkpoints and the epoch log; and what the targets use.
+//! What reads bytes from outside: the decoder, the configuration, checkpoints, the epoch log and the handshake between
+//! processes; and what the targets use.
 
 #[allow(dead_code)]
 #[path = "../../src/checkpoint.rs"]
@@ -13,6 +14,7 @@ pub mod decode;
 pub mod epoch_log;
 #[path = "../../tests/common/frozen.rs"]
 pub mod frozen;
+pub mod mesh;
 #[allow(dead_code)]
 #[path = "../../src/seam.rs"]
 pub mod seam;

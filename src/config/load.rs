@@ -36,6 +36,8 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     /// `--workers`.
     pub workers: Option<usize>,
+    /// `--secret-file`.
+    pub secret_file: Option<PathBuf>,
 }
 
 /// The top-level settings that the environment may state, and their paths.
@@ -117,6 +119,12 @@ pub fn load_texts(
     }
     if let Some(workers) = overrides.workers {
         config.workers = workers;
+    }
+    if let Some(path) = &mut config.mesh.secret_file {
+        *path = report.origins().directory(&report.place("mesh.secret_file")).join(&*path);
+    }
+    if let Some(path) = &overrides.secret_file {
+        config.mesh.secret_file = Some(path.clone());
     }
     let mut inventory = Inventory::new();
     if let Some(path) = &mut config.inventory {

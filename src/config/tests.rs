@@ -351,7 +351,7 @@ fn the_environment_goes_before_files_and_flags_before_it() {
     assert_eq!(config.workers, 6);
     assert_eq!(config.data_dir, Path::new("/var/lib/sg"));
     assert_eq!(config.server.listen.port(), 80);
-    let flags = Overrides { data_dir: Some("here".into()), workers: Some(1) };
+    let flags = Overrides { data_dir: Some("here".into()), workers: Some(1), ..Overrides::default() };
     let config = load_texts(&[("a.toml".into(), GOOD.into())], &env, &flags).unwrap().config;
     assert_eq!((config.workers, &*config.data_dir), (1, Path::new("here")));
     let wrong = |name: &str| (name == "STREAMGAUGE_WORKERS").then(|| "many".to_owned());

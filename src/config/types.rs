@@ -36,6 +36,8 @@ pub struct Config {
     pub memory: Size,
     /// The page, the API, metrics and health.
     pub server: ServerSettings,
+    /// How several processes find each other.
+    pub mesh: MeshSettings,
     /// Which readings are too old or too new to be judged.
     pub event_time: EventTime,
     /// When a reading counts as the same reading sent again.
@@ -66,6 +68,7 @@ impl Default for Config {
             workers: 1,
             memory: Size::mib(1024),
             server: ServerSettings::default(),
+            mesh: MeshSettings::default(),
             event_time: EventTime::default(),
             dedup: Dedup::default(),
             rolling: RollingSettings::default(),
@@ -100,6 +103,28 @@ pub struct ServerSettings {
 impl Default for ServerSettings {
     fn default() -> Self {
         Self { listen: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 7070).into() }
+    }
+}
+
+/// How several processes find each other, and when one counts as lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeshSettings {
+    /// A file with a secret of at least 16 bytes that all processes hold, readable by its owner alone: the same file on
+    /// each host, or a copy. Left out, processes on one machine take one that lies in `data_dir`, and addresses that other
+    /// machines could reach are refused. A path is relative to the configuration file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_file: Option<PathBuf>,
+    /// How long a process waits at its start until all others have come.
+    pub join_timeout: Interval,
+    /// How long another process may be silent before it counts as lost. One that dies is noticed at once; this is for one
+    /// that is cut off or frozen.
+    pub silence: Interval,
+}
+
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self { secret_file: None, join_timeout: Interval::seconds(60), silence: Interval::seconds(10) }
     }
 }
 

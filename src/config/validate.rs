@@ -67,6 +67,14 @@ fn numbers(config: &Config, report: &mut Report) {
             report.error(&format!("rolling.last[{index}]"), format!("the window {readings} is there twice"), "");
         }
     }
+    for (path, interval, example) in
+        [("mesh.join_timeout", config.mesh.join_timeout, "60s"), ("mesh.silence", config.mesh.silence, "10s")]
+    {
+        if !(Interval::seconds(1)..=Interval::days(1)).contains(&interval) {
+            let key = path.trim_start_matches("mesh.");
+            report.error(path, format!("`{key}` is {interval}; it goes from 1s to 1d"), format!("write \"{example}\""));
+        }
+    }
     let (tick, every) = (config.epochs.tick, config.checkpoint.interval);
     if !(Interval::millis(1)..=Interval::seconds(1)).contains(&tick) || tick.us() % 1000 != 0 {
         let help = "20ms suits most; shorter brings alerts sooner and costs more";

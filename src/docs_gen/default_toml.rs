@@ -16,6 +16,7 @@ const INTRODUCTION: &str = "\
 /// What stands for keys without a default: table and key, TOML. A new key without default needs a line here.
 const EXAMPLES: &[(&str, &str, &str)] = &[
     ("", "inventory", "\"sensors.csv\""),
+    ("mesh", "secret_file", "\"cluster.secret\""),
     ("dedup", "key", "\"id\""),
     ("kafka", "bootstrap_servers", "\"localhost:9092\""),
     ("kafka", "topics", "[\"sensor-data\"]"),

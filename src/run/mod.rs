@@ -1,6 +1,8 @@
 //! `run`: from a configuration and what earlier runs left to a cluster of workers, and to its end.
 
+mod join;
 mod start;
+mod stop;
 mod stretch;
 mod watch;
 mod world;
@@ -8,7 +10,7 @@ mod world;
 use crate::config::{Config, Loaded, Pure};
 use crate::crew::{Crew, Threads};
 use crate::decode::{DecodeLimits, Decoder};
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
 use crate::ledger::Counts;
 use crate::metrics::Metrics;
 use crate::nodes::{Totals, Trip};
@@ -19,12 +21,15 @@ use crate::server::readiness::Readiness;
 use crate::sink::{Configured, Destinations, StartError};
 use crate::source::node::Progress;
 use crate::source::origin::{KafkaOrigin, Origin};
+use crate::supervise::control::Control;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use stop::Stopping;
+pub use stop::WITHIN as STOPS_WITHIN;
 use world::World;
 
 /// How a run begins and ends.
@@ -36,6 +41,8 @@ pub struct RunOptions {
     pub process: usize,
     /// A file with an address per process; none for loopback ports.
     pub hostfile: Option<PathBuf>,
+    /// The supervisor that started this process: it knows where the others are.
+    pub control: Option<Arc<Control>>,
     /// End when the offsets are reached that were the end at the start.
     pub until_end: bool,
     /// End after so long.
@@ -147,10 +154,19 @@ impl Run {
             .map_err(|e| Failure::unreachable(format!("threads: {e}")))?;
         let metrics = Metrics::new().map_err(|e| Failure::configuration(format!("metrics: {e}")))?;
         let readiness = self.options.readiness.clone().unwrap_or_default();
-        let world = Arc::new(World { run: self, runtime, metrics, readiness });
-        let (totals, alerts, undelivered) = match &world.run.options.replay_into {
-            Some(into) => world.replay(into.clone())?,
-            None => world.live(listener)?,
+        let flag = self.options.stop.clone().unwrap_or_default();
+        let stopping = Arc::new(Stopping::new(flag, readiness.clone(), runtime.handle().clone()));
+        let world = Arc::new(World { run: self, runtime, metrics, readiness, stopping });
+        let came = match &world.run.options.replay_into {
+            Some(into) => world.replay(into.clone()),
+            None => world.live(listener),
+        };
+        let (totals, alerts, undelivered) = match came {
+            Err(Failure { code: Exit::Stopped, message }) => {
+                tracing::warn!("{message}");
+                Default::default()
+            }
+            came => came?,
         };
         let mut summary = summary(&totals, alerts);
         summary.undelivered = undelivered;

@@ -1,7 +1,6 @@
 //! Starts what the workers of a process share: epoch log, lanes, dead letters, checkpointer, server.
 
 use super::stretch::{Started, Stretch};
-use super::watch::stop_asked;
 use super::{decoders, start_failure};
 use crate::checkpoint::{self, Expected, Piece};
 use crate::checkpointer::{self, Checkpointer};
@@ -15,7 +14,6 @@ use crate::error::Failure;
 use crate::plan::Plan;
 use crate::process::{EpochClock, Shared};
 use crate::seam::Fs;
-use crate::server::readiness::reason;
 use crate::server::status::Process as ProcessStatus;
 use crate::server::views_api::Views as ViewClients;
 use crate::server::{self, ServerState};
@@ -23,7 +21,6 @@ use crate::sink::{LaneContext, Lanes};
 use crate::terms::Fence;
 use crossbeam_channel::unbounded;
 use operators::keyed::Cuts;
-use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -51,7 +48,12 @@ impl Stretch {
         let logic = Logic::new(&self.pure);
         let decoders = decoders(&self.pure).map_err(Failure::configuration)?;
         let tick_us = run.config.epochs.tick.us().max(1000) as u64;
-        let epochs = EpochClock::start(run.clock.clone(), tick_us, plan.floor);
+        let epochs = match (plan.joined, world.stopping.mesh.get()) {
+            (Some(joined), Some(mesh)) => {
+                EpochClock::joined(run.clock.clone(), tick_us, plan.floor, joined, mesh.first_ahead_ms())
+            }
+            _ => EpochClock::start(run.clock.clone(), tick_us, plan.floor),
+        };
         let log = if plan.live {
             let header = Header {
                 version: LOG_VERSION,
@@ -75,8 +77,16 @@ impl Stretch {
         } else {
             None
         };
-        let stop = run.options.stop.clone().unwrap_or_default();
-        let shared = Arc::new(Shared::new(epochs, log.clone(), self.workers, stop));
+        let shared = Arc::new(Shared::new(epochs, log.clone(), self.workers, world.stopping.flag.clone()));
+        world.stopping.runs(&shared, plan.live);
+        if let Some(mesh) = world.stopping.mesh.get() {
+            let shared = Arc::downgrade(&shared);
+            mesh.on_loss(move |failure| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.fail(failure.clone());
+                }
+            });
+        }
         let (pieces, received) = unbounded();
         let lane_pieces = pieces.clone();
 
@@ -200,7 +210,7 @@ impl Stretch {
 
         let clients = Arc::new(ViewClients::new(self.workers));
         if plan.live {
-            self.serve(&clients, &shared, plan)?;
+            self.serve(&clients, plan)?;
             self.watch(&streams, &shared, plan)?;
         }
         Ok(Arc::new(Started {
@@ -226,22 +236,11 @@ impl Stretch {
         started.map_err(|error| Failure::unreachable(format!("threads: {error}")))
     }
 
-    fn serve(&self, clients: &Arc<ViewClients>, shared: &Arc<Shared>, plan: &Plan) -> Result<(), Failure> {
+    fn serve(&self, clients: &Arc<ViewClients>, plan: &Plan) -> Result<(), Failure> {
         let world = &self.world;
         let options = &world.run.options;
-        if options.signals || options.stop_after.is_some() {
-            let (shared, signals, after) = (shared.clone(), options.signals, options.stop_after);
-            let readiness = world.readiness.clone();
-            world.runtime.spawn(async move {
-                stop_asked(signals, after).await;
-                readiness.set(reason::STOPPING, Some("asked to stop".to_owned()));
-                shared.stop.store(true, SeqCst);
-                if signals {
-                    // Asked twice means now: what is not done is done again after the restart.
-                    stop_asked(true, None).await;
-                    std::process::exit(130);
-                }
-            });
+        if let Some(after) = options.stop_after {
+            world.stopping.after(after);
         }
         let Some(listener) = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
         let address = listener.local_addr().map_err(|e| Failure::configuration(format!("server.listen: {e}")))?;

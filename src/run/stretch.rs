@@ -9,6 +9,7 @@ use crate::dead_lane::DeadLetterLane;
 use crate::decode::Decoder;
 use crate::epoch_log::Control;
 use crate::error::Failure;
+use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::nodes::{Common, Totals};
 use crate::panics;
@@ -27,6 +28,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
+use timely::communication::Hooks;
+use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
+use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::worker::Worker;
 
@@ -64,10 +68,11 @@ pub(super) struct Started {
 
 impl Stretch {
     pub(super) fn go(self: Arc<Self>) -> Result<Result3, Failure> {
-        let config = timely::Config { communication: self.communication()?, worker: timely::WorkerConfig::default() };
+        let (builders, comms) = self.allocators()?;
         let this = self.clone();
-        let guards = timely::execute(config, move |worker| this.worker(worker))
-            .map_err(|e| Failure::unreachable(format!("the other processes: {e}")))?;
+        let config = timely::WorkerConfig::default();
+        let guards = timely::execute::execute_from(builders, Box::new(()), config, move |worker| this.worker(worker))
+            .map_err(|e| Failure::unreachable(format!("worker threads: {e}")))?;
         let mut failure = None;
         for result in guards.join() {
             match result {
@@ -80,6 +85,15 @@ impl Stretch {
                 }
             }
         }
+        // The threads of a connection to a process that is lost never end.
+        std::mem::forget(comms);
+        if let Some(mesh) = self.mesh() {
+            match self.started.get() {
+                Some(Ok(started)) if failure.is_none() && !started.shared.failed() => mesh.finished(),
+                Some(Err(error)) => mesh.leave(Some(error)),
+                _ => {}
+            }
+        }
         match self.started.get() {
             Some(Ok(started)) => self.finish(started, failure),
             Some(Err(error)) => Err(error.clone()),
@@ -87,35 +101,33 @@ impl Stretch {
         }
     }
 
-    fn communication(&self) -> Result<timely::CommunicationConfig, Failure> {
-        if self.processes > 1 {
-            let addresses = match &self.world.run.options.hostfile {
-                Some(path) => {
-                    let text = std::fs::read_to_string(path)
-                        .map_err(|e| Failure::configuration(format!("--hostfile {}: {e}", path.display())))?;
-                    text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect()
-                }
-                None => (0..self.processes).map(|p| format!("127.0.0.1:{}", 2101 + p)).collect::<Vec<_>>(),
+    /// What timely's workers talk through: each other alone, or the connections to the other processes as well.
+    fn allocators(&self) -> Result<(Vec<AllocatorBuilder>, Box<dyn std::any::Any + Send>), Failure> {
+        let cannot = |e: String| Failure::unreachable(format!("worker threads: {e}"));
+        let Some(mesh) = self.mesh() else {
+            let alone = match self.workers {
+                1 => timely::CommunicationConfig::Thread,
+                workers => timely::CommunicationConfig::Process(workers),
             };
-            if addresses.len() < self.processes {
-                return Err(Failure::configuration(format!(
-                    "--hostfile names {} addresses, but there are {} processes; write one line for each",
-                    addresses.len(),
-                    self.processes
-                )));
-            }
-            return Ok(timely::CommunicationConfig::Cluster {
-                threads: self.workers,
-                process: self.process,
-                addresses: addresses.into_iter().take(self.processes).collect(),
-                report: false,
-                zerocopy: false,
-            });
-        }
-        Ok(match self.workers {
-            1 => timely::CommunicationConfig::Thread,
-            workers => timely::CommunicationConfig::Process(workers),
-        })
+            return alone.try_build().map_err(cannot);
+        };
+        let hooks = Hooks::default();
+        let within = ProcessBuilder::new_typed_vector(self.workers, hooks.refill.clone(), hooks.spill.clone());
+        let links = mesh.take_links();
+        let (builders, comms) = initialize_networking_from_sockets(within, links, self.process, self.workers, hooks)
+            .map_err(|e| cannot(e.to_string()))?;
+        Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(comms)))
+    }
+
+    /// The other processes, where this stretch has some.
+    fn mesh(&self) -> Option<&Arc<Mesh>> {
+        self.world.stopping.mesh.get().filter(|_| self.processes > 1)
+    }
+
+    /// Why not to wait for the others any longer.
+    fn hopeless(&self) -> Option<Failure> {
+        let lost = self.mesh().and_then(|mesh| mesh.failure());
+        lost.or_else(|| self.world.stopping.asked().then(Failure::stopped))
     }
 
     /// A worker's whole life.
@@ -198,6 +210,10 @@ impl Stretch {
         }
         input.close();
         while !probe.done() {
+            if let Some(failure) = self.hopeless() {
+                leave(worker);
+                return Err(failure);
+            }
             worker.step_or_park(Some(Duration::from_millis(100)));
         }
         let text = got.borrow_mut().take().ok_or_else(|| Failure::state("no plan came from process 0"))?;
@@ -284,20 +300,15 @@ impl Stretch {
         }
         let mut undelivered = BTreeMap::new();
         if let Some(lanes) = &*started.lanes.read().unwrap_or_else(PoisonError::into_inner) {
-            undelivered = lanes.drain(DRAIN).left;
+            let stopping = &self.world.stopping;
+            undelivered = lanes.drain(stopping.for_sinks(DRAIN)).left;
             // Another process may still be giving its sinks their time.
-            let run = &self.world.run;
-            let seen = await_seen(&*run.crew, &*run.clock, DRAIN + Duration::from_secs(15), || {
-                match started.last_checkpoint.try_recv() {
-                    Err(TryRecvError::Empty) => None,
-                    told => Some(told.is_ok()),
-                }
-            });
-            if seen != Some(true) {
-                return Err(shared.take_failure().unwrap_or_else(|| {
-                    Failure::state("the last checkpoint was not completed; the next run goes on from the one before")
-                }));
-            }
+            self.last_checkpoint(started, stopping.for_checkpoint(DRAIN + Duration::from_secs(15)))?;
+            stopping.saved();
+        }
+        if let Some(mesh) = self.mesh() {
+            // Everything is written: the others need us no longer.
+            mesh.leave(None);
         }
         if let Some(lanes) = started.lanes.write().unwrap_or_else(PoisonError::into_inner).take() {
             lanes.close();
@@ -311,9 +322,26 @@ impl Stretch {
         let alerts = crate::nodes::alerts_at_end(&*self.world.run.fs, &self.layout.checkpoints);
         Ok((totals, alerts, undelivered))
     }
+
+    /// Waits until the last checkpoint is complete, in all processes.
+    fn last_checkpoint(&self, started: &Started, patience: Duration) -> Result<(), Failure> {
+        let run = &self.world.run;
+        let seen = await_seen(&*run.crew, &*run.clock, patience, || match started.last_checkpoint.try_recv() {
+            Err(TryRecvError::Empty) => started.shared.failed().then_some(false),
+            told => Some(told.is_ok()),
+        });
+        if seen == Some(true) {
+            return Ok(());
+        }
+        Err(started.shared.take_failure().unwrap_or_else(|| {
+            Failure::unreachable(
+                "the last checkpoint was not completed in time; the next run goes on from the one before",
+            )
+        }))
+    }
 }
 
-/// How long sinks have at the end.
+/// How long sinks have at an end that nobody asked for.
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// A worker that panics takes the others with it: without it nothing would ever be complete again.

@@ -1,4 +1,4 @@
-//! Watches the world while the workers work: the clusters that sources read, and whoever asks us to stop.
+//! Watches the world while the workers work: the clusters that sources read.
 
 use super::stretch::Stretch;
 use crate::crew::Part;
@@ -109,25 +109,4 @@ impl Watch {
             stretch.world.readiness.set_for(reason::SOURCE_DOWN, source, why);
         }
     }
-}
-
-pub(super) async fn stop_asked(signals: bool, after: Option<Duration>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let interrupt = signal(SignalKind::interrupt());
-    let terminate = signal(SignalKind::terminate());
-    let asked = async {
-        match (signals, interrupt, terminate) {
-            (true, Ok(mut interrupt), Ok(mut terminate)) => {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            }
-            _ => std::future::pending().await,
-        }
-    };
-    let over = async {
-        match after {
-            Some(after) => tokio::time::sleep(after).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! { () = asked => {}, () = over => {} }
 }

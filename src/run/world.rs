@@ -1,5 +1,6 @@
 //! What comes before the workers: what earlier runs left, whose configuration was in force, and the plan of each stretch.
 
+use super::stop::Stopping;
 use super::stretch::Stretch;
 use super::{Run, cannot_start, look_at_data_dir, start_failure};
 use crate::checkpoint::{self, Name};
@@ -25,6 +26,7 @@ pub(super) struct World {
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Arc<Readiness>,
+    pub(super) stopping: Arc<Stopping>,
 }
 
 /// Totals, alert transitions, what sinks had not taken.
@@ -78,9 +80,35 @@ impl World {
     /// Terms that ran with another configuration are replayed with it, by this process alone; then everything goes on
     /// from a checkpoint at their end.
     pub(super) fn live(self: &Arc<Self>, listener: Option<std::net::TcpListener>) -> Result<Result3, Failure> {
+        if self.run.options.signals {
+            self.stopping.on_signals();
+        }
+        if let Some(control) = &self.run.options.control {
+            let stopping = Arc::clone(&self.stopping);
+            control.on_stop(move || stopping.ask());
+        }
         self.look_first()?;
         let layout = Layout::new(self.run.config.data_dir.clone());
-        let mut listener = listener;
+        self.join(&layout)?;
+        let came = self.joined(layout, listener);
+        if let Some(mesh) = self.stopping.mesh.get() {
+            // Where a process was lost, that is the reason, whatever else it brought about.
+            let came = came.map_err(|failure| mesh.failure().unwrap_or(failure));
+            mesh.leave(came.as_ref().err());
+            if came.is_err() {
+                // The program is about to end. Until then lanes deliver what is complete, and need what they run on.
+                std::mem::forget(Arc::clone(self));
+            }
+            return came;
+        }
+        came
+    }
+
+    fn joined(
+        self: &Arc<Self>,
+        layout: Layout,
+        mut listener: Option<std::net::TcpListener>,
+    ) -> Result<Result3, Failure> {
         if self.run.options.process == 0 {
             let hash = self.record_config(&layout)?;
             loop {
@@ -197,6 +225,7 @@ impl World {
             live: false,
             floor: past.floor,
             positions,
+            joined: None,
             ends: BTreeMap::new(),
         })
     }
@@ -256,6 +285,11 @@ impl World {
             streams,
             script,
             live: true,
+            joined: self.stopping.mesh.get().map(|mesh| {
+                // R1: all move up to the highest process clock.
+                let wall_ms = self.run.clock.wall_ms();
+                (wall_ms, (wall_ms + mesh.fastest_ahead_ms()).max(past.floor + 1))
+            }),
             floor: past.floor,
             positions,
             ends,

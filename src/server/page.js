@@ -36,7 +36,7 @@ function showStatus(status) {
   place("problems").replaceChildren(...status.problems.map((problem) =>
     element("li", `${problem.reason}${problem.about ? ` (${problem.about})` : ""}: ${problem.problem}`)));
   place("problems").hidden = status.problems.length === 0;
-  const process = status.processes > 1 ? `process ${status.process} of ${status.processes}, ` : "";
+  const process = status.processes > 1 ? `${status.processes} processes run, this is ${status.process}; ` : "";
   const workers = status.workers === 1 ? "1 worker" : `${status.workers} workers`;
   place("about").textContent =
     `${status.version}, ${process}${workers}, up ${span(Math.max(0, Date.now() - status.started_ms) / 1000)}`;

@@ -28,9 +28,14 @@ impl Running {
 
     /// The same, when the command has been told more than its arguments.
     pub fn start_with(args: &[&str], log: &Path, tell: impl FnOnce(&mut Command)) -> Running {
-        let out = File::create(log).expect("a log");
         let mut command = streamgauge(args);
         tell(&mut command);
+        Running::spawn(command, log)
+    }
+
+    /// Starts what comes to be the program.
+    pub fn spawn(mut command: Command, log: &Path) -> Running {
+        let out = File::create(log).expect("a log");
         command.stdout(out.try_clone().expect("a log")).stderr(Stdio::from(out));
         Running { child: command.spawn().expect("the program starts"), log: log.to_owned() }
     }
@@ -91,10 +96,15 @@ impl Running {
         self.child.wait().expect("its end");
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().expect("a pid"));
+        nix::sys::signal::kill(pid, signal).expect("told");
+    }
+
     /// Asks it to end (SIGTERM).
     pub fn ask_to_end(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().expect("a pid"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("told");
+        self.signal(nix::sys::signal::Signal::SIGTERM);
     }
 
     /// The same, and waits.

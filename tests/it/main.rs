@@ -27,8 +27,10 @@ mod tested;
 mod aberdeen;
 mod broker;
 mod crash;
+mod cut_off;
 mod errors;
 mod failpoints;
+mod mesh;
 mod operations;
 mod redis_faults;
 mod rescale;
@@ -38,4 +40,6 @@ mod sinks_kafka;
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod sinks_redis;
 mod slow_sink;
+mod stopping;
+mod supervised;
 mod zombie;

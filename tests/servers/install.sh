@@ -108,6 +108,7 @@ maven mvn
 redis-server redis-server
 redis-tools redis-cli
 kcat kcat
+iproute2 ip
 PACKAGES
 kafka
 redis_stack
