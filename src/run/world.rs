@@ -111,6 +111,8 @@ impl World {
     ) -> Result<Result3, Failure> {
         if self.run.options.process == 0 {
             let hash = self.record_config(&layout)?;
+            // State that cannot be gone on from is left as it is. What counts is read again, once the term is ours.
+            drop(plan::past(&*self.run.fs, &layout, None)?);
             loop {
                 let (term, past) = self.begin_term(&layout)?;
                 let changed = past.terms.iter().any(|t| t.header.config != hash);
