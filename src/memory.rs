@@ -2,7 +2,7 @@
 //!
 //! | share | for what |
 //! |---|---|
-//! | 48 MiB | the program itself: code, threads, clients, buffers of a constant size |
+//! | 64 MiB | the program itself: code, threads, clients, buffers of a constant size |
 //! | 1/2 of the rest | the lanes, which hold up to three times their `memory`: what waits, what a destination may still forget, and the segment that is being written |
 //! | 1/4 | records that are fetched ahead; librdkafka needs some four times their bytes |
 //! | 1/8 | readings between the source and the last operator |
@@ -12,7 +12,7 @@
 //! State is not among it: it follows from series, identities and windows, and is bounded by `limits` and `dedup.window`.
 
 /// What the program takes before anything is on its way.
-const ITSELF: u64 = 48 << 20;
+const ITSELF: u64 = 64 << 20;
 /// The least that `memory` can be.
 pub const LEAST: u64 = 128 << 20;
 /// A reading on its way, with what keeps account of it.
