@@ -26,6 +26,8 @@ pub(super) enum Scalar<'a> {
 
 /// A record's mapped fields, by their numbers in the mapping.
 pub(super) trait Fields<'a> {
+    /// Whether texts are known to be without control characters.
+    const WITHOUT_CONTROLS: bool;
     /// The field of this number.
     fn get(&self, field: usize) -> Scalar<'a>;
 }

@@ -47,6 +47,7 @@ pub(super) struct Parsed<'a> {
 }
 
 impl<'a> Fields<'a> for Parsed<'a> {
+    const WITHOUT_CONTROLS: bool = false;
     fn get(&self, field: usize) -> Scalar<'a> {
         let tree: &'a Tree = self.tree;
         let Some(value) = self.paths.get(field).and_then(|path| find(&tree.root, path)) else { return Scalar::Absent };

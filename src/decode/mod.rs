@@ -179,7 +179,8 @@ impl Mapping {
         payload: &[u8],
         found: &mut Vec<Found>,
     ) -> Result<(&'a str, i64, u128, Metrics<'a>), Reason> {
-        let sensor = name(fields.get(self.sensor), MAX_NAME_BYTES, Reason::MissingSensor, Reason::InvalidSensor)?;
+        let name = name(fields);
+        let sensor = name(self.sensor, MAX_NAME_BYTES, Reason::MissingSensor, Reason::InvalidSensor)?;
         let time = match fields.get(self.time) {
             Scalar::Absent | Scalar::Null => return Err(Reason::MissingTime),
             Scalar::Text(text) => self.times.text(text)?,
@@ -193,7 +194,7 @@ impl Mapping {
         };
         let metrics = match &self.shape {
             Shape::Narrow { metric, value, conversions } => {
-                let metric = name(fields.get(*metric), MAX_METRIC_BYTES, Reason::MissingMetric, Reason::InvalidMetric)?;
+                let metric = name(*metric, MAX_METRIC_BYTES, Reason::MissingMetric, Reason::InvalidMetric)?;
                 let conversion = if conversions.is_empty() { None } else { conversions.get(metric) };
                 let value = self.value(fields.get(*value), conversion).ok_or(Reason::MissingValue)?;
                 found.push(Found { mapped: 0, value });
@@ -244,13 +245,17 @@ fn short_text(field: Scalar<'_>, max: usize, missing: Reason, invalid: Reason) -
     }
 }
 
-/// A short text without control characters.
+/// Reads a short text without control characters: of a field, of so many bytes, or a reason why there is none.
 #[inline]
-fn name(field: Scalar<'_>, max: usize, missing: Reason, invalid: Reason) -> Result<&str, Reason> {
-    let text = short_text(field, max, missing, invalid)?;
-    // Without an early end, so that it compiles to vectors.
-    let control = text.bytes().fold(false, |control, byte| control | (byte < 0x20) | (byte == 0x7f));
-    if control { Err(invalid) } else { Ok(text) }
+fn name<'a, F: Fields<'a>>(fields: &F) -> impl Fn(usize, usize, Reason, Reason) -> Result<&'a str, Reason> {
+    move |field, max, missing, invalid| {
+        let text = short_text(fields.get(field), max, missing, invalid)?;
+        if F::WITHOUT_CONTROLS {
+            return Ok(text);
+        }
+        let control = text.bytes().any(|byte| byte < 0x20 || byte == 0x7f);
+        if control { Err(invalid) } else { Ok(text) }
+    }
 }
 
 #[cfg(test)]
