@@ -129,6 +129,12 @@ pub struct PlantArgs {
     /// One message with all metrics of a sensor, instead of one per reading
     #[arg(long)]
     pub wide: bool,
+    /// A sensor measures one of the metrics, which take turns, instead of all of them
+    #[arg(long, conflicts_with = "wide")]
+    pub one_metric: bool,
+    /// This share of the messages is the first sensor's alone: a hot key
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub hot: f64,
     /// Messages have no key and go to the partitions in turn, instead of all of a sensor's to one
     #[arg(long)]
     pub unkeyed: bool,
@@ -220,7 +226,7 @@ impl PlantArgs {
             (Rate::PerSecond(rate), None) => (rate, true),
             (Rate::Max, interval) => {
                 let ms = interval.map_or(1_000, millis).max(1) as u64;
-                let series = u64::from(self.sensors) * metrics.len() as u64;
+                let series = u64::from(self.sensors) * if self.one_metric { 1 } else { metrics.len() as u64 };
                 ((series * 1_000 / ms).max(1), false)
             }
         };
@@ -238,6 +244,8 @@ impl PlantArgs {
             malformed: self.malformed,
             beyond: self.beyond,
             wide: self.wide,
+            one_metric: self.one_metric,
+            hot: self.hot,
             unkeyed: self.unkeyed,
             faults: self.fault_every.map(|every| FaultPlan {
                 first_after_ms: millis(every),

@@ -129,7 +129,8 @@ impl Planner {
             if free.is_some_and(|a| now_ms < a.to_ms) {
                 continue;
             }
-            let metric = (!kind.whole_sensor()).then(|| rng.u8(..plant.metrics.len() as u8));
+            let metrics = plant.metrics_of(sensor);
+            let metric = (!kind.whole_sensor()).then(|| rng.u8(metrics.start as u8..metrics.end as u8));
             let (lo, hi) = kind.length();
             let interval = plant.interval_ms().max(1);
             // A rule can only see what takes seconds, however often sensors report.

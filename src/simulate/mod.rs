@@ -49,6 +49,10 @@ pub struct Plant {
     pub beyond: f64,
     /// Whether a message carries all metrics of its sensor, or one reading.
     pub wide: bool,
+    /// Whether a sensor measures one of the metrics (they take turns), or all of them.
+    pub one_metric: bool,
+    /// Which share of the messages is the first sensor's alone; 0: no more than any other's.
+    pub hot: f64,
     /// Whether messages have no key and go to the partitions in turn; else all of a sensor's go to one.
     pub unkeyed: bool,
     /// The faults to plant.
@@ -92,6 +96,8 @@ impl Default for Plant {
             malformed: 0.001,
             beyond: 0.005,
             wide: false,
+            one_metric: false,
+            hot: 0.0,
             unkeyed: false,
             faults: None,
             judged: JudgedBy { allowed_lateness_ms: 30_000, dedup_window_ms: 600_000 },
@@ -103,7 +109,36 @@ impl Default for Plant {
 impl Plant {
     /// Messages per round, in which every series is read once.
     fn slots_per_round(&self) -> u64 {
-        u64::from(self.sensors) * if self.wide { 1 } else { self.metrics.len() as u64 }
+        u64::from(self.sensors) * self.slots_per_sensor()
+    }
+    /// Messages per round of one sensor.
+    fn slots_per_sensor(&self) -> u64 {
+        if self.wide || self.one_metric { 1 } else { self.metrics.len() as u64 }
+    }
+    /// How many of the first so many slots are the hot sensor's; they are spread evenly.
+    fn hot_slots(&self, slots: u64) -> u64 {
+        (u128::from(slots) * (self.hot * 1e6) as u128 / 1_000_000) as u64
+    }
+    /// Whose slot it is, and of which metric; none: of all.
+    fn slot_of(&self, slot: u64) -> (u32, Option<u8>) {
+        let hot = self.hot_slots(slot);
+        let is_hot = self.hot_slots(slot + 1) > hot;
+        let (sensor, round) = if is_hot {
+            (0, hot)
+        } else {
+            // Who has slots of its own does not also take turns: its times would meet.
+            let first = u64::from(self.hot > 0.0);
+            let (others, slot) = (u64::from(self.sensors) - first, slot - hot);
+            ((first + slot % others) as u32, slot / others)
+        };
+        let metrics = self.metrics.len() as u64;
+        let turn = if self.one_metric { u64::from(sensor) } else { round };
+        (sensor, (!self.wide).then(|| (turn % metrics) as u8))
+    }
+    /// The metrics of a sensor.
+    fn metrics_of(&self, sensor: u32) -> std::ops::Range<usize> {
+        let metrics = self.metrics.len();
+        if self.one_metric { sensor as usize % metrics..sensor as usize % metrics + 1 } else { 0..metrics }
     }
     /// Readings in one message.
     fn readings_per_slot(&self) -> u64 {
@@ -117,6 +152,10 @@ impl Plant {
     pub fn interval_ms(&self) -> i64 {
         self.slots_ms(self.slots_per_round())
     }
+    /// The same for the hot sensor's series, at the least.
+    fn hot_interval_ms(&self) -> i64 {
+        if self.hot > 0.0 { self.slots_ms((1.0 / self.hot) as u64 * self.slots_per_sensor()) } else { i64::MAX }
+    }
     /// Event time from the first reading to the last, in milliseconds, if it ends (silences make it a little longer).
     pub fn span_ms(&self) -> Option<i64> {
         Some(self.slots_ms(self.readings? / self.readings_per_slot().max(1)))
@@ -128,11 +167,15 @@ impl Plant {
             ("disorder", self.disorder.share),
             ("malformed", self.malformed),
             ("beyond", self.beyond),
+            ("hot", self.hot),
         ];
         for (name, share) in shares {
             if !(0.0..=1.0).contains(&share) {
                 return Err(format!("{name} is a share of the readings, from 0 to 1 (0.05 is 5 %), not {share}"));
             }
+        }
+        if self.hot > 0.0 && self.sensors < 2 {
+            return Err("a hot sensor is one among others: take two sensors at least".into());
         }
         if self.sensors == 0 || self.metrics.is_empty() || self.rate == 0 || self.partitions == 0 {
             return Err("a plant needs at least one sensor, metric, partition and reading per second".into());
@@ -140,8 +183,11 @@ impl Plant {
         if self.metrics.len() > METRICS_MAX {
             return Err(format!("at most {METRICS_MAX} metrics, each once"));
         }
+        if self.wide && self.one_metric {
+            return Err("a wide message carries all metrics of its sensor; one metric each is for narrow ones".into());
+        }
         // Times are written in milliseconds, and a series' times must differ: they may be its readings' identity.
-        if self.interval_ms() < 1 {
+        if self.interval_ms().min(self.hot_interval_ms()) < 1 {
             return Err(format!(
                 "{} sensors cannot make {} readings/s whose times differ by a millisecond; take more sensors or a \
                  lower rate",
@@ -364,9 +410,7 @@ impl Simulator {
         {
             planner.plant(event_ms, &mut self.rng, &self.plant, &mut self.truth, &mut self.sensors);
         }
-        let sensors = u64::from(self.plant.sensors);
-        let sensor = (slot % sensors) as u32;
-        let metric = (!self.plant.wide).then(|| (slot / sensors % self.plant.metrics.len() as u64) as u8);
+        let (sensor, metric) = self.plant.slot_of(slot);
         let state = &mut self.sensors[sensor as usize];
         if state.active.is_some_and(|a| event_ms >= a.to_ms) {
             state.active = None;

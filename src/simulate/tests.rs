@@ -42,8 +42,10 @@ fn the_bytes_of_a_seed_never_change_from_version_to_version() {
 
 #[test]
 fn the_truth_agrees_with_a_count_of_the_bytes() {
-    for wide in [false, true] {
-        let plant = Plant { wide, ..plant(60_000) };
+    let shapes =
+        [(false, false, 0.0), (true, false, 0.0), (false, true, 0.0), (false, false, 0.2), (true, false, 0.05)];
+    for (wide, one_metric, hot) in shapes {
+        let plant = Plant { wide, one_metric, hot, ..plant(60_000) };
         let (messages, truth) = all(plant.clone());
         let mut seen: HashMap<(String, String, i64), i64> = HashMap::new();
         let mut clocks: HashMap<(String, String), i64> = HashMap::new();
@@ -107,6 +109,12 @@ fn the_truth_agrees_with_a_count_of_the_bytes() {
         assert!(most_delayed <= 10_000 && most_delayed > 9_000, "delays of up to {most_delayed} ms");
         let series = truth.series.unwrap();
         assert!(per_series.iter().all(|(name, n)| series[name] == *n));
+        assert_eq!(series.len(), if one_metric { 200 } else { 1_200 });
+        let hottest = series.iter().filter(|(name, _)| name.starts_with("s-00001/")).map(|(_, n)| *n).sum::<u64>();
+        let share = hottest as f64 / unique as f64;
+        // A silence takes some of it.
+        let (least, most) = (hot.max(0.005) * 0.6, hot.max(0.005) + 0.002);
+        assert!((least..most).contains(&share), "{share} of the readings are the first sensor's, not {hot}");
         assert_eq!(series.values().sum::<u64>(), unique);
         let share = copies as f64 / unique as f64;
         assert!((0.045..0.055).contains(&share), "{share} sent twice");
@@ -209,4 +217,7 @@ fn a_plant_that_cannot_be_is_refused() {
     assert!(refused(Plant { malformed: 5.0, ..Plant::default() }).starts_with("malformed is a share"));
     assert!(refused(Plant { sensors: 1, rate: 1_000_000, ..Plant::default() }).contains("lower rate"));
     assert!(refused(Plant { metrics: vec![], ..Plant::default() }).contains("at least one"));
+    assert!(refused(Plant { wide: true, one_metric: true, ..Plant::default() }).contains("one metric each"));
+    assert!(refused(Plant { hot: 0.5, sensors: 1, ..Plant::default() }).contains("two sensors"));
+    assert!(refused(Plant { hot: 0.9, rate: 30_000, sensors: 20_000, ..Plant::default() }).contains("lower rate"));
 }

@@ -266,9 +266,14 @@ impl Truth {
             self.breaching.insert(metric.name.into(), breaching);
         }
         if plant.per_series {
-            let names = (0..plant.sensors).flat_map(|s| plant.metrics.iter().map(move |m| (s, m.name)));
-            let series =
-                names.zip(&self.per_series).map(|((s, m), n)| (format!("{}/{m}", sensor_text(s)), *n)).collect();
+            let metrics = plant.metrics.len();
+            let measured = (0..plant.sensors).flat_map(|s| plant.metrics_of(s).map(move |m| (s, m)));
+            let series = measured
+                .map(|(s, m)| {
+                    let name = format!("{}/{}", sensor_text(s), plant.metrics[m].name);
+                    (name, self.per_series[s as usize * metrics + m])
+                })
+                .collect();
             self.series = Some(series);
         }
         self
