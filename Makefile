@@ -10,7 +10,7 @@ export CARGO_BUILD_JOBS ?= $(JOBS)
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build check test docs fuzz advisories bench-peers bench-check bench-budget planted torture
+.PHONY: help demo build check test docs fuzz advisories bench bench-peers bench-check bench-budget planted torture
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,13 @@ fuzz: ## the decoders against libFuzzer, FUZZ_SECONDS each (needs a nightly tool
 advisories: ## known defects of our dependencies, from RustSec's database (where the network reaches it)
 	@tests/servers/install.sh tools
 	$(TOOLS)/cargo-deny --workspace check advisories
+
+# BENCH=quick is a tenth of it, once; BENCH=job, BENCH='lz4 hot' and so on are parts (docs/performance.md).
+BENCH ?=
+bench: ## what it costs beside the floor and a straight-line program, on a real Kafka (BENCH=quick: in short)
+	@tests/servers/install.sh
+	cargo build --release --features streamgauge/tls -p streamgauge -p streamgauge-bench
+	target/release/streamgauge-bench run $(BENCH)
 
 bench-check: ## instructions per reading of each stage of the hot path, by valgrind, against their budget (fails beyond 3 %)
 	cargo run --release --features tls --quiet --example hot_path -- check
