@@ -59,7 +59,12 @@ impl<'k> Plant<'k> {
     /// `rules` and `sinks` as a configuration has them; `LAKE` in it stands for the folder of an archive.
     pub fn new(kafka: &'k Kafka, topic: &str, rules: &str, sinks: &str) -> Plant<'k> {
         let (bootstrap, port) = (&kafka.bootstrap, free_pair());
-        let folder = tempfile::tempdir().expect("a folder");
+        let mut folder = tempfile::tempdir().expect("a folder");
+        // For who has to find out why: SG_KEEP=1 leaves everything where it is.
+        if std::env::var_os("SG_KEEP").is_some() {
+            folder.disable_cleanup(true);
+            println!("{topic}: {}", folder.path().display());
+        }
         let text = format!(
             r#"
 data_dir = "{folder}/data"

@@ -28,7 +28,8 @@ pub fn same_stream(redis: &Redis, journal: &[String]) {
         redis::cmd("XRANGE").arg("alerts").arg("-").arg("+").query(&mut connection).expect("the stream");
     for (entry, line) in stream.ids.iter().zip(journal) {
         let line: Value = serde_json::from_str(line).expect("a line");
-        assert_eq!(entry.id, format!("{}-{}", line["epoch"], line["n"]));
+        let id = format!("{}-{}", line["epoch"], line["n"]);
+        assert_eq!(entry.id, id, "the stream has {:?}\nand the journal {line}", entry.map);
         for field in ["alert", "state", "rule", "severity", "sensor", "metric", "version"] {
             assert_eq!(entry.get::<String>(field).as_deref(), line[field].as_str(), "{field} of {line}");
         }
