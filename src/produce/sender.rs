@@ -178,9 +178,11 @@ impl Sender {
         Ok(true)
     }
 
-    /// Looks after deliveries for this long.
+    /// Waits this long, and looks after deliveries. (`poll` with a time spins through its last millisecond: a plant of a
+    /// thousand readings a second would keep a core busy.)
     pub fn wait(&self, time: Duration) {
-        self.producer.poll(time);
+        std::thread::sleep(time);
+        self.producer.poll(Duration::ZERO);
     }
 
     /// Waits until everything has been delivered or has failed, and fails if something has.
