@@ -1,11 +1,10 @@
-//! What reads bytes from outside: the decoder, the configuration, checkpoints, the epoch log and the handshake between
+//! What reads bytes from outside: the decoder, checkpoints, the epoch log and the handshake between
 //! processes; and what the targets use.
 
 #[allow(dead_code)]
 #[path = "../../src/checkpoint.rs"]
 pub mod checkpoint;
 #[allow(dead_code)]
-#[path = "../../src/config/mod.rs"]
 pub mod config;
 #[path = "../../src/decode/mod.rs"]
 pub mod decode;
@@ -15,6 +14,9 @@ pub mod epoch_log;
 #[path = "../../tests/common/frozen.rs"]
 pub mod frozen;
 pub mod mesh;
+#[allow(dead_code)]
+#[path = "../../src/memory.rs"]
+pub mod memory;
 #[allow(dead_code)]
 #[path = "../../src/seam.rs"]
 pub mod seam;
