@@ -405,3 +405,93 @@ fn a_decoder_that_panics_makes_a_dead_letter_at_the_first_time() {
     same_counts(&summary, &expected);
     assert!(counts.dead_lettered > 5 && expected.journal.len() > 100, "{counts:?}");
 }
+
+/// Where the state of each released format lies.
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn run_golden(
+    config: &str,
+    data: &Path,
+    records: &[oracle::Record],
+    replay: Option<&Path>,
+) -> Result<Summary, Failure> {
+    let text = format!("data_dir = {:?}\nserver.listen = \"127.0.0.1:0\"\n{config}", data.display());
+    let loaded = config::load_texts(&[("golden.toml".into(), text)], &|_| None, &Overrides::default())
+        .unwrap_or_else(|report| panic!("{report:?}"));
+    let mut partitions = Partitions::new();
+    for r in records {
+        let record =
+            common::memory::MemoryRecord { offset: r.offset, timestamp: r.timestamp, payload: r.payload.clone() };
+        partitions.entry((0, r.partition as u32)).or_default().push(record);
+    }
+    let options = RunOptions { until_end: true, replay_into: replay.map(Path::to_owned), ..RunOptions::default() };
+    let run = Run {
+        pure: loaded.pure(),
+        config: loaded.config,
+        options,
+        fs: Arc::new(RealFs),
+        clock: Arc::new(RealClock::default()),
+        origin: Arc::new(Memory { partitions: Arc::new(partitions), seed: 1, morsel: 50 }),
+        destinations: Arc::new(Configured),
+        crew: Arc::new(Threads),
+    };
+    run.go()
+}
+
+/// A state as a kill leaves it, the records that it is about, and the journal that they come to. Written once, by the
+/// release that brings a format, and never again.
+#[test]
+#[ignore = "writes tests/golden/VERSION; once per release that changes a format"]
+fn write_the_golden_state_of_this_version() {
+    let to = golden().join(env!("CARGO_PKG_VERSION"));
+    assert!(!to.exists(), "{} is there already; golden files are never written again", to.display());
+    let recipe = Recipe { seed: 3, records: 600, partitions: 2, sensors: 4, keyed: false };
+    let records = oracle_records(&records(&recipe));
+    let config = format!(
+        "workers = 2\nepochs.tick = \"20ms\"\ncheckpoint.interval = \"1s\"\ncheckpoint.keep = 2\n{SOURCE}{RULES}"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    // Two terms, no rule with a deadline: what a later run adds depends on no clock. The checkpoint of the second term's
+    // end is taken away, as if it had been killed before: its log is replayed on top of the one before.
+    let half: Vec<_> = records.iter().filter(|r| r.offset < 150).cloned().collect();
+    run_golden(&config, &data, &half, None).expect("a run");
+    run_golden(&config, &data, &records, None).expect("a run");
+    let mut frozen = Frozen::of(&data);
+    let complete = |p: &&PathBuf| p.ends_with("manifest.json") && p.starts_with("/state/checkpoints");
+    let newest = frozen.0.keys().rfind(complete).and_then(|p| p.parent()).expect("a checkpoint").to_path_buf();
+    frozen.0.retain(|path, _| !path.starts_with(&newest));
+    frozen.write(&to.join("data"));
+    std::fs::write(to.join("streamgauge.toml"), config).expect("written");
+    let lines = records.iter().map(|r| serde_json::to_string(r).expect("text") + "\n").collect::<String>();
+    std::fs::write(to.join("records.jsonl"), lines).expect("written");
+}
+
+#[test]
+fn state_of_every_released_format_is_restored_and_replayed() {
+    let mut versions = 0;
+    for entry in std::fs::read_dir(golden()).expect("golden files") {
+        let golden = entry.expect("a version").path();
+        versions += 1;
+        let read = |name: &str| std::fs::read_to_string(golden.join(name)).expect("a golden file");
+        let config = read("streamgauge.toml");
+        let records: Vec<oracle::Record> =
+            read("records.jsonl").lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
+        let journal_then = read("data/journal.jsonl");
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data");
+        Frozen::of(&golden.join("data")).write(&data);
+        // Restored from its checkpoint, the rest of its log replayed, on another number of workers.
+        let config = config.replace("workers = 2", "workers = 3");
+        run_golden(&config, &data, &records, None).expect("restored");
+        assert_eq!(std::fs::read_to_string(data.join("journal.jsonl")).expect("a journal"), journal_then);
+        // Replayed from the beginning.
+        let again = folder.path().join("again");
+        run_golden(&config, &data, &records, Some(&again)).expect("replayed");
+        assert_eq!(std::fs::read_to_string(again.join("journal.jsonl")).expect("a journal"), journal_then);
+        assert!(journal_then.lines().count() > 50, "{}: only {} lines", golden.display(), journal_then.lines().count());
+    }
+    assert!(versions > 0, "no golden files");
+}
