@@ -70,8 +70,8 @@ impl EpochClock {
                 self.late_ticks.fetch_add(1, SeqCst);
             }
             let time = self.base_ms + (now - self.start_us) / 1000;
-            let last = self.open.load(SeqCst);
-            self.open.store(time.max(last + 1), SeqCst);
+            // In one step: a worker that is interrupted here must not move it back behind another's tick.
+            let _ = self.open.fetch_update(SeqCst, SeqCst, |last| Some(time.max(last + 1)));
         }
         self.open.load(SeqCst)
     }

@@ -9,10 +9,12 @@ mod common {
 use common::memory::{Memory, Partitions};
 use common::random_input::{RULES, Recipe, SILENCE, SOURCE, records};
 use fastrand::Rng;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use streamgauge::config::{self, Loaded, Overrides};
 use streamgauge::crew::Threads;
+use streamgauge::epoch_log::{self, Close, Frame, Frames, LogEnd};
 use streamgauge::plan::Layout;
 use streamgauge::run::{Run, RunOptions, Summary};
 use streamgauge::seam::{RealClock, RealFs};
@@ -252,4 +254,36 @@ fn a_full_key_group_refuses_the_same_series_whoever_judges_it() {
         refused += summary.dead_letters - free.dead_letters;
     }
     assert!(alerts > 500 && refused > 5_000, "{alerts} alerts, {refused} refused for want of room");
+}
+
+/// R2: an epoch is complete when every worker's capability has gone past it, so each has to have said so before: a
+/// worker that begins later than the others, too, whose first epoch lies beyond what those have closed meanwhile.
+#[test]
+fn every_worker_says_where_it_begins_before_its_first_epoch() {
+    let recipe = Recipe { seed: 9, records: 2_000, partitions: 5, sensors: 12, keyed: true };
+    let partitions = Arc::new(records(&recipe));
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    for (term, workers) in [(1, 3), (2, 4)] {
+        run(&settings(&data, workers, 5, RULES), &partitions, 9, 40, None);
+        let log = epoch_log::term_dir(&Layout::new(data.clone()).logs, term).join("process-0.000000.log");
+        let bytes = std::fs::read(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
+        let mut frames = Frames::new(&bytes, LogEnd::start(term, 0).chain).expect("a log");
+        let mut first: BTreeMap<u32, Close> = BTreeMap::new();
+        let mut second: BTreeMap<u32, Close> = BTreeMap::new();
+        while let Some(frame) = frames.read().expect("sound") {
+            let Frame::Close(close) = frame else { continue };
+            if let Some(begun) = first.get(&close.worker) {
+                assert!(close.through > begun.through, "a worker goes on");
+                second.entry(close.worker).or_insert(close);
+            } else {
+                first.insert(close.worker, close);
+            }
+        }
+        assert_eq!((first.len(), second.len()), (workers, workers));
+        for (worker, begun) in &first {
+            assert!(begun.ranges.is_empty(), "worker {worker} holds nothing before it has begun");
+            assert_eq!(second[worker].epoch, begun.through + 1, "worker {worker}");
+        }
+    }
 }

@@ -325,13 +325,13 @@ impl SourceNode {
         };
         let targets = Some((1, mine(&settings.ends)));
         let epoch = settings.script.front().map_or(0, |(epoch, _)| *epoch);
-        let state = if settings.script.is_empty() { State::Live } else { State::Replaying };
-        let mut node = Self {
+        Ok(Self {
             source,
             shared: shared.clone(),
             sources: settings.streams.iter().map(|(source, _)| metrics.source(source)).collect(),
             metrics,
-            state,
+            // Also where there is nothing to read again: it ends at once, in a turn of its own.
+            state: State::Replaying,
             epoch,
             partitions,
             interner: Interner::default(),
@@ -350,28 +350,30 @@ impl SourceNode {
             commits: VecDeque::new(),
             frames: Vec::new(),
             settings,
-        };
-        if matches!(node.state, State::Live) {
-            node.begin_live()?;
-        }
-        Ok(node)
+        })
     }
 
-    fn begin_live(&mut self) -> Result<(), SourceError> {
-        self.early.release_all(&mut *self.source)?;
-        self.state = if self.settings.live { State::Live } else { State::Done };
+    /// Goes from what is read again to what is new; or ends, where nothing new is wanted.
+    ///
+    /// A worker that comes later than others is closed through the epochs that those have logged meanwhile, and has to
+    /// write that down like any other close: with its capability gone from them they are complete and have effects,
+    /// but without a line of every worker they are void after a crash.
+    fn begin_live(&mut self) -> Result<Option<u64>, Failure> {
+        self.early.release_all(&mut *self.source).map_err(|e| Failure::source(&e))?;
         if !self.settings.live {
+            self.state = State::Done;
             self.save(FOR_EVER);
-        } else {
-            self.epoch = self.shared.epochs.tick(false);
-            let epoch = self.epoch;
-            self.controls.extend(std::mem::take(&mut self.settings.begin).into_iter().map(|c| (epoch, c)));
-            // What the replay left is at the cut of this epoch: nothing below it comes any more.
-            if let Some(cut) = self.settings.cuts.reached(epoch) {
-                self.save(cut);
-            }
+            return Ok(None);
         }
-        Ok(())
+        self.state = State::Live;
+        self.epoch = self.shared.epochs.tick(false);
+        let epoch = self.epoch;
+        self.controls.extend(std::mem::take(&mut self.settings.begin).into_iter().map(|c| (epoch, c)));
+        // What the replay left is at the cut of this epoch: nothing below it comes any more.
+        if let Some(cut) = self.settings.cuts.reached(epoch) {
+            self.save(cut);
+        }
+        self.write_down(&[], epoch - 1, epoch - 1, Vec::new())
     }
 
     /// What is to be done now.
@@ -390,9 +392,9 @@ impl SourceNode {
     fn replay(&mut self, room: bool) -> Result<Turn, Failure> {
         let Some((epoch, line)) = self.settings.script.front().cloned() else {
             let epoch = self.epoch;
-            self.begin_live().map_err(|e| Failure::source(&e))?;
+            let append = self.begin_live()?;
             let next = matches!(self.state, State::Live).then_some(self.epoch);
-            let closed = Closed { tallies: self.tallies(false), controls: Vec::new(), append: None, next };
+            let closed = Closed { tallies: self.tallies(false), controls: Vec::new(), append, next };
             return Ok(Turn { epoch, closed: Some(closed), again: Again::Now });
         };
         let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
@@ -539,23 +541,29 @@ impl SourceNode {
                 records: p.counts.records as u32,
             })
             .collect();
-        let close = Close { worker: self.settings.worker as u32, epoch: self.epoch, through, ranges };
         let controls = std::mem::take(&mut self.controls);
+        let append = self.write_down(&controls, self.epoch, through, ranges)?;
+        Ok(Closed { tallies: self.tallies(true), controls, append, next })
+    }
+
+    /// Appends a close to the log, where there is one; its control lines go before it.
+    fn write_down(
+        &mut self,
+        controls: &[(Epoch, Control)],
+        epoch: Epoch,
+        through: Epoch,
+        ranges: Vec<Range>,
+    ) -> Result<Option<u64>, Failure> {
+        let Some(log) = &self.shared.log else { return Ok(None) };
         self.frames.clear();
-        for (epoch, control) in &controls {
+        for (epoch, control) in controls {
             Frame::Control(*epoch, *control).encode(&mut self.frames);
         }
-        Frame::Close(close).encode(&mut self.frames);
-        let append = match &self.shared.log {
-            Some(log) => {
-                let timer = self.metrics.epoch_log_commit_seconds.start_timer();
-                let append = log.append(&mut self.frames).map_err(|e| Failure::state(format!("{e:#}")))?;
-                timer.observe_duration();
-                Some(append)
-            }
-            None => None,
-        };
-        Ok(Closed { tallies: self.tallies(true), controls, append, next })
+        Frame::Close(Close { worker: self.settings.worker as u32, epoch, through, ranges }).encode(&mut self.frames);
+        let timer = self.metrics.epoch_log_commit_seconds.start_timer();
+        let append = log.append(&mut self.frames).map_err(|e| Failure::state(format!("{e:#}")))?;
+        timer.observe_duration();
+        Ok(Some(append))
     }
 
     /// What this epoch has counted; begins anew.
