@@ -8,9 +8,11 @@ TOOLS := .cache/venv/bin
 JOBS := 2
 export CARGO_BUILD_JOBS ?= $(JOBS)
 FUZZ_SECONDS ?= 60
+SEEDS ?= 10000
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build check test docs fuzz advisories bench bench-peers bench-check bench-budget planted torture
+.PHONY: help demo build check test sim docs fuzz advisories bench bench-peers bench-check bench-budget planted torture
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -50,6 +52,9 @@ planted: ## plants bugs in a scratch copy, and wants to see the tests that they 
 
 torture: ## the long forms of what kills, fills, stops and cuts things: hours; counted in TESTED.md
 	@tests/torture.sh
+
+sim: ## the simulation over many seeds with faults: make sim SEEDS=10000 SEED=1
+	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) cargo test --release --features tls --test simulation seeds_with_faults -- --nocapture
 
 docs: ## rewrites the generated pages (check fails when they have drifted)
 	cargo run --release --quiet --features tls -- schema --write

@@ -7,7 +7,7 @@ use oracle::{Line, Outcome};
 use std::path::Path;
 use streamgauge::config::{self, Pure, Resolved};
 use streamgauge::plan::Layout;
-use streamgauge::seam::RealFs;
+use streamgauge::seam::{Fs, RealFs};
 
 /// The oracle's configuration for ours. Narrow sources without adjustments, and rules that name their metric.
 pub fn config(pure: &Pure) -> Config {
@@ -117,6 +117,11 @@ pub fn counts(outcome: &Outcome) -> [(&'static str, u64); 9] {
 
 /// The epoch log of a data directory.
 pub fn lines(data_dir: &Path) -> Vec<Line> {
-    let lines = streamgauge::state_cmd::epoch_lines(&RealFs, &Layout::new(data_dir.to_owned())).expect("an epoch log");
+    lines_in(&RealFs, data_dir)
+}
+
+/// The epoch log of a data directory of some file system.
+pub fn lines_in(fs: &dyn Fs, data_dir: &Path) -> Vec<Line> {
+    let lines = streamgauge::state_cmd::epoch_lines(fs, &Layout::new(data_dir.to_owned())).expect("an epoch log");
     lines.into_iter().map(|line| serde_json::from_value(line).expect("a line of the epoch log")).collect()
 }

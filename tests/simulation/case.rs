@@ -1,0 +1,529 @@
+//! A case: a plant, a few lives of the program that end badly, one that ends well; and what must hold then.
+
+use crate::baton::{Baton, OneAtATime};
+use crate::memory::{MemoryRecord, Partitions};
+use crate::expected;
+use crate::random_input::{RULES, Recipe, SILENCE, SOURCE, records};
+use crate::destinations::{Destinations, Seam};
+use crate::disk::{Disk, DiskFaults, Kind};
+use crate::hash;
+use crate::world::{Arriving, Fate, SimClock, World};
+use fastrand::Rng;
+use operators::Stream;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use streamgauge::config::{self, Loaded, Overrides};
+use streamgauge::dead_letters::DeadLetter;
+use streamgauge::run::{Run, RunOptions, Summary};
+use streamgauge::seam::{Clock, Fs};
+use streamgauge::server::readiness::Readiness;
+
+/// When the first record arrives, on the world's clock.
+const BEGIN_US: u64 = 5_000_000;
+const DATA: &str = "/sim/data";
+const ARCHIVE: &str = "/sim/archive";
+
+/// What can go wrong, each on its own.
+pub const FAULTS: [&str; 10] =
+    ["crash", "torn", "power", "eio", "full", "outage", "sinks", "pause", "clock", "idle"];
+
+/// What repeats a run. Its text is what repeats it from the command line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Case {
+    pub seed: u64,
+    pub records: usize,
+    /// Lives that end badly, or early.
+    pub lives: usize,
+    pub faults: BTreeSet<String>,
+    /// Calls of the disk in the last life that fail, where it is about those: (first, how many, how).
+    pub nth: Option<(u64, u64, Kind)>,
+}
+
+impl Case {
+    pub fn of_seed(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed ^ 0x000c_a5e0);
+        let faults = FAULTS.iter().filter(|_| rng.u32(0..4) > 0).map(|name| (*name).to_owned()).collect();
+        Self { seed, records: rng.usize(80..500), lives: rng.usize(0..5), faults, nth: None }
+    }
+    fn has(&self, fault: &str) -> bool {
+        self.faults.contains(fault)
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<&str> = self.faults.iter().map(String::as_str).collect();
+        write!(f, "seed={} records={} lives={} faults={}", self.seed, self.records, self.lives, faults.join(","))?;
+        if let Some((first, count, kind)) = self.nth {
+            write!(f, " nth={first}+{count}:{}", if kind == Kind::Eio { "eio" } else { "full" })?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    /// `seed=17`, and what is to differ from what the seed says.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pairs: Vec<(&str, &str)> = text.split_whitespace().filter_map(|word| word.split_once('=')).collect();
+        let find = |key: &str| pairs.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
+        let number = |key: &str| find(key).map(|v| v.parse::<u64>().map_err(|e| format!("{key}: {e}"))).transpose();
+        let mut case = Case::of_seed(number("seed")?.ok_or("seed=N is missing")?);
+        if let Some(records) = number("records")? {
+            case.records = records as usize;
+        }
+        if let Some(lives) = number("lives")? {
+            case.lives = lives as usize;
+        }
+        if let Some(faults) = find("faults") {
+            case.faults = faults.split(',').filter(|f| !f.is_empty()).map(str::to_owned).collect();
+        }
+        if let Some(nth) = find("nth") {
+            let parts = nth.split_once('+').and_then(|(n, rest)| Some((n, rest.split_once(':')?)));
+            let (first, (count, kind)) = parts.ok_or("nth=FIRST+COUNT:eio|full")?;
+            let kind = if kind == "full" { Kind::Full } else { Kind::Eio };
+            let parse = |n: &str| n.parse::<u64>().map_err(|e| format!("nth: {e}"));
+            case.nth = Some((parse(first)?, parse(count)?, kind));
+        }
+        Ok(case)
+    }
+}
+
+/// What a case came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// A hash over every turn, every call of the disk and every write of a sink, of all lives.
+    pub trace: u64,
+    pub turns: u64,
+    pub alerts: u64,
+    pub duplicates: u64,
+    pub late: u64,
+    pub dead_letters: u64,
+    /// Lives that were cut short, and those of them with the power.
+    pub crashes: u64,
+    pub power_cuts: u64,
+    /// Lives that ended by themselves, with a failure.
+    pub failures: u64,
+    pub disk_faults: u64,
+    pub sink_faults: u64,
+    /// Calls of the disk in the last life.
+    pub calls: u64,
+    /// Whether it was ever seen as not ready because of the disk.
+    pub not_ready: bool,
+}
+
+struct Plant {
+    partitions: Arc<Partitions>,
+    arrivals: Arc<BTreeMap<(Stream, u32), Vec<u64>>>,
+    last_arrival: u64,
+    durability: &'static str,
+    rules: String,
+    source: String,
+}
+
+impl Plant {
+    fn new(case: &Case, rng: &mut Rng) -> Self {
+        let recipe = Recipe {
+            seed: case.seed,
+            records: case.records,
+            partitions: rng.u32(1..6),
+            sensors: rng.usize(1..10),
+            keyed: rng.bool(),
+        };
+        let partitions = records(&recipe);
+        let stamp = |record: &MemoryRecord| record.timestamp.unwrap_or(1_700_000_000_000) - 1_700_000_000_000;
+        let mut arrivals = BTreeMap::new();
+        let mut last_arrival = BEGIN_US;
+        for (key, log) in &partitions {
+            let delay = rng.u64(0..2_000_000);
+            let mut at = BEGIN_US;
+            let mut times = Vec::new();
+            for record in log {
+                let jitter = if rng.u32(0..40) == 0 { rng.u64(0..1_500_000) } else { 0 };
+                at = at.max(BEGIN_US + delay + stamp(record).max(0) as u64 * 1000 + jitter);
+                times.push(at);
+            }
+            last_arrival = last_arrival.max(at);
+            arrivals.insert(*key, times);
+        }
+        let durability = if rng.bool() { "disk" } else { "process" };
+        let (partitions, arrivals) = (Arc::new(partitions), Arc::new(arrivals));
+        let rules = format!("{RULES}{SILENCE}");
+        Self { partitions, arrivals, last_arrival, durability, rules, source: SOURCE.to_owned() }
+    }
+
+    fn text(&self, rng: &mut Rng) -> String {
+        let (workers, tick, interval) = (rng.usize(1..5), rng.u64(1..50), rng.u64(1..4));
+        // Lanes of a few kB overflow.
+        let lane = if rng.bool() { "capacity = \"64MiB\"\nmemory = \"4KiB\"\n" } else { "" };
+        format!(
+            "data_dir = \"{DATA}\"\nworkers = {workers}\nepochs.tick = \"{tick}ms\"\nepochs.retention = \"36500d\"\n\
+             epochs.durability = \"{}\"\ncheckpoint.interval = \"{interval}s\"\n{}{}\n\
+             [sinks.stream]\ntype = \"redis_stream\"\nurl = \"redis://simulated:1\"\n{lane}\
+             [sinks.topic]\ntype = \"kafka\"\nbootstrap_servers = \"simulated:1\"\ntopic = \"alerts\"\n{lane}\
+             [sinks.last]\ntype = \"redis_last\"\nurl = \"redis://simulated:1\"\n{lane}\
+             [sinks.archive]\ntype = \"parquet\"\npath = \"{ARCHIVE}\"\n",
+            self.durability, self.source, self.rules,
+        )
+    }
+}
+
+fn load(text: &str) -> Loaded {
+    config::load_texts(&[("sim.toml".into(), text.to_owned())], &|_| None, &Overrides::default())
+        .unwrap_or_else(|_| panic!("a configuration that is not valid: {text}"))
+}
+
+/// Everything that outlives a life.
+struct Sim<'a> {
+    case: &'a Case,
+    plant: Plant,
+    rng: Rng,
+    now: Arc<AtomicU64>,
+    disk: Disk,
+    destinations: Arc<Destinations>,
+    wall_ms: u64,
+    report: Report,
+}
+
+/// How a life is to be.
+struct Life {
+    fate: Fate,
+    faults: DiskFaults,
+    power_before: bool,
+    until_end: bool,
+    idle: u32,
+    replay_into: Option<&'static str>,
+}
+
+/// Runs a case to its end.
+///
+/// # Errors
+/// What does not hold, in words.
+pub fn run(case: &Case) -> Result<Report, String> {
+    let mut rng = Rng::with_seed(case.seed);
+    let plant = Plant::new(case, &mut rng);
+    let now = Arc::new(AtomicU64::new(0));
+    let destinations = Destinations::new(rng.u64(..), now.clone());
+    let disk = Disk::new(rng.u64(..));
+    let wall_ms = 1_700_000_000_000;
+    Sim { case, plant, rng, now, disk, destinations, wall_ms, report: Report::default() }.go()
+}
+
+impl Sim<'_> {
+    fn go(mut self) -> Result<Report, String> {
+        let mut power = false;
+        for _ in 0..self.case.lives {
+            let life = self.bad_life(power);
+            let text = self.plant.text(&mut self.rng);
+            let ended = self.live(&text, life)?;
+            // The power takes the process with it, not the other way round.
+            power = ended.is_none()
+                && self.case.has("power")
+                && self.plant.durability == "disk"
+                && self.rng.bool();
+            self.report.power_cuts += u64::from(power);
+        }
+        self.last_life(power)
+    }
+
+    fn bad_life(&mut self, power_before: bool) -> Life {
+        let case = self.case;
+        let rng = &mut self.rng;
+        let mut of = |fault: &str, most: u32| if case.has(fault) && rng.bool() { rng.u32(1..=most) } else { 0 };
+        let (outages, full, deaths, pauses) = (of("outage", 8), of("full", 8), of("sinks", 12), of("pause", 4));
+        let (eio, idle) = (of("eio", 60), of("idle", 50));
+        let pace_us = [500, 3_000, 10_000, 20_000][rng.usize(0..4)];
+        let now = self.now.load(SeqCst);
+        let mut fate = Fate { outages, full, deaths, pauses, pace_us, ..Fate::default() };
+        let mut faults = DiskFaults { eio, ..DiskFaults::default() };
+        match rng.u32(0..3) {
+            0 if case.has("crash") => fate.crash_after = Some(rng.u64(1..1_500)),
+            1 if case.has("torn") => faults.crash_at = Some(rng.u64(1..400)),
+            _ => {
+                let most = (self.plant.last_arrival + 12_000_000).saturating_sub(now).clamp(1, 30_000_000);
+                fate.stop_at = Some(now + rng.u64(0..most));
+                // A life that neither crashes nor can stop ends all the same.
+                fate.crash_after = Some(6_000);
+            }
+        }
+        Life { fate, faults, power_before, until_end: false, idle, replay_into: None }
+    }
+
+    /// A life of the program. None: it was cut short; otherwise how it ended.
+    fn live(&mut self, text: &str, life: Life) -> Result<Option<Result<Summary, String>>, String> {
+        let loaded = load(text);
+        let disk = self.disk.begin(life.faults, life.power_before);
+        let faulty = life.fate.deaths > 0 || life.fate.outages > 0 || self.case.has("sinks");
+        self.destinations.faults(faulty && !life.until_end && life.replay_into.is_none());
+        let world = World::new(self.now.clone(), disk.clone(), self.destinations.clone(), life.fate, self.rng.u64(..));
+        let baton = Baton::new(self.rng.u64(..), world.clone());
+        if self.case.has("clock") {
+            let day = 86_400_000;
+            self.wall_ms = match self.rng.u32(0..12) {
+                0 => self.wall_ms + day,
+                1 => self.wall_ms.saturating_sub(day),
+                2 => 0,
+                3 => 4_300_000_000_000,
+                4 => self.wall_ms.saturating_sub(self.rng.u64(0..60_000)),
+                _ => self.wall_ms,
+            };
+        }
+        let rate = if self.case.has("clock") && self.rng.u32(0..8) == 0 { 10 } else { 1 };
+        let clock = Arc::new(SimClock { world: world.clone(), began: world.now(), wall_ms: self.wall_ms, rate });
+        let origin = Arriving {
+            world: world.clone(),
+            partitions: self.plant.partitions.clone(),
+            arrivals: self.plant.arrivals.clone(),
+            morsel: self.rng.usize(1..60),
+            seed: self.rng.u64(..),
+            idle: life.idle,
+        };
+        let readiness = Arc::new(Readiness::default());
+        let run = Run {
+            pure: loaded.pure(),
+            config: loaded.config,
+            options: RunOptions {
+                until_end: life.until_end,
+                replay_into: life.replay_into.map(Into::into),
+                stop: Some(world.stop.clone()),
+                readiness: Some(readiness.clone()),
+                ..RunOptions::default()
+            },
+            fs: Arc::new(disk.clone()),
+            clock: clock.clone(),
+            origin: Arc::new(origin),
+            destinations: Arc::new(Seam(self.destinations.clone())),
+            crew: Arc::new(OneAtATime(baton.clone())),
+        };
+        let ended = run.go().map_err(|failure| failure.to_string());
+        let cut_short = world.over();
+        disk.kill();
+        baton.clear();
+        self.wall_ms = clock.wall_ms();
+        let report = &mut self.report;
+        report.turns += world.turns();
+        report.calls = disk.calls();
+        report.disk_faults = disk.failed();
+        report.sink_faults = self.destinations.failed();
+        for part in [baton.trace(), disk.trace(), self.destinations.trace(), world.now()] {
+            report.trace = hash(report.trace, &part.to_le_bytes());
+        }
+        if baton.panicked() || ended.as_ref().is_err_and(|e| e.contains("panicked")) {
+            return Err(format!("a panic: {ended:?}"));
+        }
+        // At a restart time has passed.
+        self.now.fetch_add(self.rng.u64(1_000..400_000), SeqCst);
+        if cut_short {
+            report.crashes += 1;
+            return Ok(None);
+        }
+        report.failures += u64::from(ended.is_err());
+        Ok(Some(ended))
+    }
+
+    /// Nothing goes wrong any more: everything that there is gets read, and then all must be as it should.
+    fn last_life(mut self, power_before: bool) -> Result<Report, String> {
+        let now = self.now.load(SeqCst);
+        self.now.store(now.max(self.plant.last_arrival + 1), SeqCst);
+        let text = self.plant.text(&mut self.rng);
+        let nth = self.case.nth;
+        let fate = Fate { pace_us: 3_000, ..Fate::default() };
+        let faults = DiskFaults { nth, ..DiskFaults::default() };
+        let good = |fate: &Fate, faults, power_before| Life {
+            fate: fate.clone(),
+            faults,
+            power_before,
+            until_end: true,
+            idle: 0,
+            replay_into: None,
+        };
+        let mut ended = self.live(&text, good(&fate, faults, power_before))?;
+        if nth.is_some() && !matches!(ended, Some(Ok(_))) {
+            // It may refuse to start, or give up at the end; nothing is lost.
+            ended = self.live(&text, good(&fate, DiskFaults::default(), false))?;
+        }
+        let summary = match ended {
+            Some(Ok(summary)) => summary,
+            Some(Err(failure)) => return Err(format!("a run without faults failed: {failure}")),
+            None => return Err("a run without faults was cut short".into()),
+        };
+        let calls = self.report.calls;
+        let journal = self.compare(&text, &summary)?;
+        // The log, run again on another number of workers, gives the same journal.
+        let text = self.plant.text(&mut self.rng);
+        let replay = Life {
+            fate,
+            faults: DiskFaults::default(),
+            power_before: false,
+            until_end: false,
+            idle: 0,
+            replay_into: Some("/sim/again"),
+        };
+        match self.live(&text, replay)? {
+            Some(Ok(_)) => {}
+            other => return Err(format!("the replay failed: {other:?}")),
+        }
+        let again = self.text_of("/sim/again/journal.jsonl")?;
+        first_difference("replay", &again, &journal)?;
+        self.report.calls = calls;
+        Ok(self.report)
+    }
+
+    fn text_of(&self, path: &str) -> Result<Vec<String>, String> {
+        let files = self.disk.look();
+        if !files.exists(Path::new(path)) {
+            return Ok(Vec::new());
+        }
+        let bytes = files.read(Path::new(path)).map_err(|e| format!("{path}: {e}"))?;
+        let text = String::from_utf8(bytes).map_err(|e| format!("{path}: {e}"))?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    fn compare(&mut self, text: &str, summary: &Summary) -> Result<Vec<String>, String> {
+        let pure = load(text).pure();
+        let files = self.disk.look();
+        let lines = expected::lines_in(&files, Path::new(DATA));
+        let expected = oracle::run(&expected::config(&pure), &oracle_records(&self.plant.partitions), &lines)
+            .map_err(|e| format!("the oracle: {e}"))?;
+        let journal = self.text_of(&format!("{DATA}/journal.jsonl"))?;
+        first_difference("journal", &journal, &expected.journal)?;
+        let counts = oracle::total(&expected.counts);
+        let all: usize = self.plant.partitions.values().map(Vec::len).sum();
+        let ours = [summary.records, summary.accepted, summary.behind, summary.duplicates, summary.late, summary.future];
+        let theirs = [counts.records, counts.accepted, counts.behind, counts.duplicates, counts.late, counts.future];
+        if ours != theirs || counts.records != all as u64 || summary.imbalance != 0 {
+            return Err(format!("counts {ours:?}, expected {theirs:?} of {all}, imbalance {}", summary.imbalance));
+        }
+        // Each destination, by its promise.
+        first_difference("stream", &self.destinations.stream("stream"), &journal)?;
+        let mut topic = self.destinations.topic("topic");
+        topic.sort();
+        topic.dedup();
+        let mut once = journal.clone();
+        once.sort();
+        first_difference("topic", &topic, &once)?;
+        let mut last: BTreeMap<(String, String), (i64, u64)> = BTreeMap::new();
+        let mut rows: Vec<Row> = Vec::new();
+        for row in &expected.archive {
+            let name = (row.sensor.to_string(), row.metric.to_string());
+            rows.push((row.partition, row.offset, row.index, name.clone(), row.time, row.value.to_bits()));
+            if !row.late && !row.future && !row.behind {
+                last.insert(name, (row.time, row.value.to_bits()));
+            }
+        }
+        let ours = self.destinations.last("last");
+        if ours != last {
+            let differ = last.iter().find(|(name, value)| ours.get(*name) != Some(*value));
+            return Err(format!("last values: expected {differ:?}, there is {:?}", differ.map(|(n, _)| ours.get(n))));
+        }
+        rows.sort();
+        let archived = archived(&files)?;
+        if archived != rows {
+            let at = archived.iter().zip(&rows).take_while(|(a, b)| a == b).count();
+            let (is, should) = (archived.get(at), rows.get(at));
+            return Err(format!("archive: {} rows, expected {}; {is:?}, expected {should:?}", archived.len(), rows.len()));
+        }
+        let mut dead = dead_letters(&files)?;
+        dead.sort();
+        let mut refused: Vec<_> = expected.dead_letters.iter().map(|d| (d.partition, d.offset, d.index)).collect();
+        refused.sort();
+        if dead != refused {
+            return Err(format!("{} dead letters, expected {}", dead.len(), refused.len()));
+        }
+        let report = &mut self.report;
+        report.alerts = journal.len() as u64;
+        report.duplicates = summary.duplicates;
+        report.late = summary.late;
+        report.dead_letters = summary.dead_letters;
+        Ok(journal)
+    }
+}
+
+type Row = (i32, i64, u16, (String, String), i64, u64);
+
+fn first_difference(what: &str, ours: &[String], expected: &[String]) -> Result<(), String> {
+    if ours == expected {
+        return Ok(());
+    }
+    let at = ours.iter().zip(expected).take_while(|(a, b)| a == b).count();
+    Err(format!(
+        "{what}: {} lines, expected {}; line {at}\n  is       {:?}\n  expected {:?}",
+        ours.len(),
+        expected.len(),
+        ours.get(at),
+        expected.get(at)
+    ))
+}
+
+fn oracle_records(partitions: &Partitions) -> Vec<oracle::Record> {
+    let record = |((_, partition), r): ((Stream, u32), &MemoryRecord)| oracle::Record {
+        source: "plant".into(),
+        topic: "readings".into(),
+        partition: partition as i32,
+        offset: r.offset,
+        timestamp: r.timestamp,
+        payload: r.payload.clone(),
+    };
+    partitions.iter().flat_map(|(key, log)| log.iter().map(|r| record((*key, r)))).collect()
+}
+
+fn archived(files: &Disk) -> Result<Vec<Row>, String> {
+    use arrow_array::cast::AsArray;
+    use arrow_array::types::{Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    let mut rows = Vec::new();
+    let dir = Path::new(ARCHIVE);
+    if !files.exists(dir) {
+        return Ok(rows);
+    }
+    for path in files.list(dir).map_err(|e| e.to_string())? {
+        let shown = path.file_name().is_some_and(|name| !name.to_string_lossy().starts_with('.'));
+        if !shown || path.extension().is_none_or(|e| e != "parquet") {
+            continue;
+        }
+        let broken = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
+        let bytes = files.read(&path).map_err(|e| broken(&e))?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(axum::body::Bytes::from(bytes)).map_err(|e| broken(&e))?;
+        for batch in reader.build().map_err(|e| broken(&e))? {
+            let batch = batch.map_err(|e| broken(&e))?;
+            let column = |name: &str| batch.column_by_name(name).expect("a documented column").clone();
+            let text = |name: &str, row: usize| -> String {
+                let column = column(name);
+                let dictionary = column.as_dictionary::<Int32Type>();
+                let key = dictionary.keys().value(row) as usize;
+                dictionary.values().as_string::<i32>().value(key).to_owned()
+            };
+            for row in 0..batch.num_rows() {
+                rows.push((
+                    column("partition").as_primitive::<Int32Type>().value(row),
+                    column("offset").as_primitive::<Int64Type>().value(row),
+                    column("index").as_primitive::<Int32Type>().value(row) as u16,
+                    (text("sensor", row), text("metric", row)),
+                    column("time").as_primitive::<TimestampMicrosecondType>().value(row),
+                    column("value").as_primitive::<Float64Type>().value(row).to_bits(),
+                ));
+            }
+        }
+    }
+    rows.sort();
+    Ok(rows)
+}
+
+fn dead_letters(files: &Disk) -> Result<Vec<(i32, i64, Option<u16>)>, String> {
+    let dir = Path::new(DATA).join("dead-letters");
+    let mut letters = Vec::new();
+    for path in files.list(&dir).map_err(|e| e.to_string())? {
+        let bytes = files.read(&path).map_err(|e| e.to_string())?;
+        for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let letter: DeadLetter =
+                serde_json::from_slice(line).map_err(|e| format!("{}: {e}", path.display()))?;
+            letters.push((letter.partition as i32, letter.offset, letter.index));
+        }
+    }
+    Ok(letters)
+}

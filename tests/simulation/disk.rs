@@ -1,0 +1,423 @@
+//! A disk that lives only in memory: what was not synced may be lost, torn or reordered when the power goes, and any
+//! call may fail.
+//!
+//! What a machine may do to unsynced writes: a file keeps a prefix of what was appended since its last sync, with a hole
+//! of zeros where blocks were written out of order; a truncation may not have happened; of the creations, renames and
+//! removals in a directory since its last sync some have happened. kill -9 loses nothing of this.
+
+use fastrand::Rng;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use streamgauge::seam::{FileWriter, Fs};
+
+/// What goes wrong, by call.
+#[derive(Clone, Debug, Default)]
+pub struct DiskFaults {
+    /// Of 10,000 calls, so many fail with EIO.
+    pub eio: u32,
+    /// Calls that fail: (the first, how many, how).
+    pub nth: Option<(u64, u64, Kind)>,
+    /// The power or the process goes in the middle of this call, counted from the start of the run.
+    pub crash_at: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Eio,
+    Full,
+}
+
+#[derive(Clone, Default)]
+struct File {
+    bytes: Vec<u8>,
+    /// So many of them survive a power cut for certain.
+    synced: usize,
+    /// What they were before a truncation that may not have happened.
+    before: Option<Vec<u8>>,
+    /// What a sync that failed let go of: a later one will not write it, and not say so.
+    holes: Vec<(usize, usize)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    Dir,
+    File(usize),
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Put(PathBuf, Node),
+    Gone(PathBuf),
+    Renamed(PathBuf, PathBuf),
+}
+
+#[derive(Default)]
+struct State {
+    files: Vec<File>,
+    names: BTreeMap<PathBuf, Node>,
+    /// As of the last sync of each directory.
+    durable: BTreeMap<PathBuf, Node>,
+    /// By directory, since its last sync.
+    changes: BTreeMap<PathBuf, Vec<Change>>,
+    rng: Rng,
+    faults: DiskFaults,
+    /// Nothing more fits.
+    full: bool,
+    calls: u64,
+    failed: u64,
+    trace: u64,
+    /// Which life of the program may use it; a call of an earlier one fails.
+    life: u64,
+    dead: bool,
+}
+
+impl State {
+    fn note(&mut self, what: &str, path: &Path, number: u64) {
+        let bytes = path.as_os_str().as_encoded_bytes();
+        for part in [what.as_bytes(), bytes, &number.to_le_bytes()] {
+            self.trace = crate::hash(self.trace, part);
+        }
+    }
+
+    /// Before each call: whether it fails, and how.
+    fn call(&mut self, life: u64, what: &str, path: &Path) -> Result<(), io::Error> {
+        if self.dead || life != self.life {
+            return Err(io::Error::other("this life is over"));
+        }
+        self.calls += 1;
+        self.note(what, path, self.calls);
+        if self.faults.crash_at == Some(self.calls) {
+            self.dead = true;
+            return Err(io::Error::other("crash"));
+        }
+        let nth = self.faults.nth.filter(|(first, count, _)| (*first..first + count).contains(&self.calls));
+        let eio = self.faults.eio > 0 && self.rng.u32(0..10_000) < self.faults.eio;
+        match nth {
+            Some((_, _, Kind::Eio)) => self.fail(io::Error::from_raw_os_error(5)),
+            _ if eio => self.fail(io::Error::from_raw_os_error(5)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before each call that needs room.
+    fn room(&mut self) -> Result<(), io::Error> {
+        let nth = self.faults.nth.filter(|(first, count, _)| (*first..first + count).contains(&self.calls));
+        let full = self.full || matches!(nth, Some((_, _, Kind::Full)));
+        if full { self.fail(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    }
+
+    fn fail(&mut self, error: io::Error) -> Result<(), io::Error> {
+        self.failed += 1;
+        Err(error)
+    }
+
+    fn changed(&mut self, path: &Path, change: Change) {
+        if let Some(dir) = path.parent() {
+            self.changes.entry(dir.to_owned()).or_default().push(change);
+        }
+    }
+
+    fn file(&mut self, path: &Path) -> io::Result<usize> {
+        match self.names.get(path) {
+            Some(Node::File(file)) => Ok(*file),
+            _ => Err(io::Error::new(io::ErrorKind::NotFound, path.display().to_string())),
+        }
+    }
+
+    fn dir(&self, path: &Path) -> io::Result<()> {
+        match self.names.get(path) {
+            Some(Node::Dir) => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::NotFound, path.display().to_string())),
+        }
+    }
+
+    /// The names below a directory, whatever is deep.
+    fn below(&self, path: &Path) -> Vec<PathBuf> {
+        self.names.keys().filter(|p| p.starts_with(path)).cloned().collect()
+    }
+
+    fn power_cut(&mut self) {
+        for (_, changes) in std::mem::take(&mut self.changes) {
+            // A prefix, or any of them.
+            let prefix = self.rng.bool().then(|| self.rng.usize(0..=changes.len()));
+            for (n, change) in changes.into_iter().enumerate() {
+                let happens = prefix.map_or_else(|| self.rng.bool(), |prefix| n < prefix);
+                if !happens {
+                    continue;
+                }
+                match change {
+                    Change::Put(path, node) => drop(self.durable.insert(path, node)),
+                    Change::Gone(path) => drop(self.durable.remove(&path)),
+                    Change::Renamed(from, to) => {
+                        if let Some(node) = self.durable.remove(&from) {
+                            self.durable.insert(to, node);
+                        }
+                    }
+                }
+            }
+        }
+        // What lies in a directory that is gone is gone.
+        let durable = std::mem::take(&mut self.durable);
+        for (path, node) in durable {
+            let there = path.parent().is_none_or(|p| p == Path::new("/") || self.durable.get(p) == Some(&Node::Dir));
+            if there {
+                self.durable.insert(path, node);
+            }
+        }
+        self.names = self.durable.clone();
+        for file in &mut self.files {
+            for (start, end) in file.holes.drain(..) {
+                file.bytes[start..end].fill(0);
+            }
+            match file.before.take() {
+                Some(before) if self.rng.bool() => file.bytes = before,
+                _ => {
+                    let rest = file.bytes.len() - file.synced;
+                    let kept = file.synced + self.rng.usize(0..=rest);
+                    file.bytes.truncate(kept);
+                    if kept > file.synced && self.rng.u8(0..4) == 0 {
+                        let hole = self.rng.usize(file.synced..kept);
+                        let end = self.rng.usize(hole..=kept);
+                        file.bytes[hole..end].fill(0);
+                    }
+                }
+            }
+            file.synced = file.bytes.len();
+        }
+    }
+
+    /// The process is gone, the machine is not: in time, all of it reaches the disk.
+    fn settle(&mut self) {
+        self.changes.clear();
+        self.durable = self.names.clone();
+        for file in &mut self.files {
+            file.synced = file.bytes.len();
+            file.before = None;
+            file.holes.clear();
+        }
+    }
+}
+
+/// The disk, for one life of the program.
+#[derive(Clone)]
+pub struct Disk {
+    state: Arc<Mutex<State>>,
+    life: u64,
+}
+
+impl Disk {
+    pub fn new(seed: u64) -> Self {
+        let root = BTreeMap::from([(PathBuf::from("/"), Node::Dir)]);
+        let state =
+            State { rng: Rng::with_seed(seed), names: root.clone(), durable: root, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), life: 0 }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a new life of the program, after the last one ended; `power`: the machine went down with it.
+    pub fn begin(&self, faults: DiskFaults, power: bool) -> Disk {
+        let mut state = self.state();
+        if power {
+            state.power_cut();
+        } else {
+            state.settle();
+        }
+        (state.dead, state.full, state.calls, state.faults) = (false, false, 0, faults);
+        state.life += 1;
+        Disk { state: self.state.clone(), life: state.life }
+    }
+
+    /// The files as the last life left them, for whoever wants to see them.
+    pub fn look(&self) -> Disk {
+        let mut state = self.state();
+        (state.dead, state.full, state.faults) = (false, false, DiskFaults::default());
+        Disk { state: self.state.clone(), life: state.life }
+    }
+
+    /// Ends this life: every call fails from now on, and changes nothing.
+    pub fn kill(&self) {
+        self.state().dead = true;
+    }
+    pub fn dead(&self) -> bool {
+        self.state().dead
+    }
+    pub fn set_full(&self, full: bool) {
+        self.state().full = full;
+    }
+    pub fn calls(&self) -> u64 {
+        self.state().calls
+    }
+    /// Calls that were made to fail.
+    pub fn failed(&self) -> u64 {
+        self.state().failed
+    }
+    pub fn trace(&self) -> u64 {
+        self.state().trace
+    }
+}
+
+struct Appending {
+    disk: Disk,
+    path: PathBuf,
+    file: usize,
+}
+
+impl FileWriter for Appending {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let gone = state.dead || state.life != self.disk.life;
+        let done = state.call(self.disk.life, "write", &self.path).and_then(|()| state.room());
+        state.note("bytes", &self.path, bytes.len() as u64);
+        let fits = match done {
+            _ if gone => 0,
+            Ok(()) => bytes.len(),
+            // Torn.
+            Err(_) => state.rng.usize(0..=bytes.len()),
+        };
+        state.files[self.file].bytes.extend_from_slice(&bytes[..fits]);
+        done
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let done = state.call(self.disk.life, "sync", &self.path);
+        let file = self.file;
+        match done {
+            Ok(()) => {
+                let file = &mut state.files[file];
+                (file.synced, file.before) = (file.bytes.len(), None);
+            }
+            Err(_) if !state.dead && state.life == self.disk.life => {
+                let (synced, length) = (state.files[file].synced, state.files[file].bytes.len());
+                let lost = state.rng.usize(synced..=length);
+                state.files[file].holes.push((lost, length));
+            }
+            Err(_) => {}
+        }
+        done
+    }
+}
+
+impl Fs for Disk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn FileWriter>> {
+        let mut state = self.state();
+        state.call(self.life, "create", path)?;
+        state.room()?;
+        if let Some(dir) = path.parent() {
+            state.dir(dir)?;
+        }
+        if state.names.contains_key(path) {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        let file = state.files.len();
+        state.files.push(File::default());
+        state.names.insert(path.to_owned(), Node::File(file));
+        state.changed(path, Change::Put(path.to_owned(), Node::File(file)));
+        Ok(Box::new(Appending { disk: self.clone(), path: path.to_owned(), file }))
+    }
+    fn append(&self, path: &Path) -> io::Result<Box<dyn FileWriter>> {
+        let mut state = self.state();
+        state.call(self.life, "append", path)?;
+        let file = state.file(path)?;
+        Ok(Box::new(Appending { disk: self.clone(), path: path.to_owned(), file }))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call(self.life, "rename", from)?;
+        let file = state.file(from)?;
+        state.names.remove(from);
+        state.names.insert(to.to_owned(), Node::File(file));
+        if from.parent() == to.parent() {
+            state.changed(to, Change::Renamed(from.to_owned(), to.to_owned()));
+        } else {
+            state.changed(from, Change::Gone(from.to_owned()));
+            state.changed(to, Change::Put(to.to_owned(), Node::File(file)));
+        }
+        Ok(())
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call(self.life, "sync_dir", path)?;
+        state.dir(path)?;
+        state.changes.remove(path);
+        state.durable.retain(|p, _| p.parent() != Some(path));
+        let now: Vec<_> =
+            state.names.iter().filter(|(p, _)| p.parent() == Some(path)).map(|(p, n)| (p.clone(), *n)).collect();
+        state.durable.extend(now);
+        Ok(())
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut state = self.state();
+        state.call(self.life, "list", path)?;
+        state.dir(path)?;
+        Ok(state.names.keys().filter(|p| p.parent() == Some(path)).cloned().collect())
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let mut state = self.state();
+        state.call(self.life, "read", path)?;
+        let file = state.file(path)?;
+        Ok(state.files[file].bytes.clone())
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call(self.life, "remove", path)?;
+        if !state.names.contains_key(path) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        for gone in state.below(path).into_iter().rev() {
+            state.names.remove(&gone);
+            state.changed(&gone, Change::Gone(gone.clone()));
+        }
+        Ok(())
+    }
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call(self.life, "create_dir", path)?;
+        let missing: Vec<&Path> = path.ancestors().take_while(|p| !state.names.contains_key(*p)).collect();
+        for dir in missing.into_iter().rev() {
+            state.room()?;
+            state.names.insert(dir.to_owned(), Node::Dir);
+            state.changed(dir, Change::Put(dir.to_owned(), Node::Dir));
+        }
+        Ok(())
+    }
+    fn create_dir_new(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.call(self.life, "create_dir_new", path)?;
+        state.room()?;
+        if let Some(parent) = path.parent() {
+            state.dir(parent)?;
+        }
+        if state.names.contains_key(path) {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        state.names.insert(path.to_owned(), Node::Dir);
+        state.changed(path, Change::Put(path.to_owned(), Node::Dir));
+        Ok(())
+    }
+    fn exists(&self, path: &Path) -> bool {
+        self.state().names.contains_key(path)
+    }
+    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.call(self.life, "truncate", path)?;
+        let file = state.file(path)?;
+        let file = &mut state.files[file];
+        let len = len as usize;
+        if len < file.bytes.len() {
+            if len < file.synced && file.before.is_none() {
+                file.before = Some(file.bytes[..file.synced].to_vec());
+            }
+            file.synced = file.synced.min(len);
+            file.bytes.truncate(len);
+            file.holes.iter_mut().for_each(|(start, end)| (*start, *end) = ((*start).min(len), (*end).min(len)));
+        } else {
+            file.bytes.resize(len, 0);
+        }
+        Ok(())
+    }
+}

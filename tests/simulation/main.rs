@@ -1,0 +1,171 @@
+//! The program in a simulated world: real timely workers, one step at a time as a seed says; disk, time, source and
+//! destinations in memory, failing as the seed says. After some bad lives and a good one, everything must be as the
+//! oracle says. docs/testing.md says what is simulated and what is not.
+//!
+//! `SIM="seed=17" cargo test --release --features tls --test simulation one_case -- --nocapture` repeats a seed.
+
+mod baton;
+mod case;
+#[allow(dead_code)]
+#[path = "../common/oracle.rs"]
+mod expected;
+#[allow(dead_code, reason = "the source is another one here")]
+#[path = "../common/memory.rs"]
+mod memory;
+#[path = "../common/random_input.rs"]
+mod random_input;
+mod destinations;
+mod disk;
+mod world;
+
+use case::{Case, Report};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+/// FNV-1a, from where it stands.
+pub fn hash(from: u64, bytes: &[u8]) -> u64 {
+    let start = if from == 0 { 0xcbf2_9ce4_8422_2325 } else { from };
+    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn run(case: &Case) -> Result<Report, String> {
+    catch_unwind(AssertUnwindSafe(|| case::run(case))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default())
+    })
+}
+
+/// Leaves away what is not needed for a failure: kinds of faults, lives, records.
+fn minimised(case: &Case) -> Case {
+    let mut least = case.clone();
+    let still = |case: &Case| run(case).is_err();
+    loop {
+        let mut tries: Vec<Case> = Vec::new();
+        for fault in &least.faults {
+            let mut fewer = least.clone();
+            fewer.faults.remove(fault);
+            tries.push(fewer);
+        }
+        if least.lives > 0 {
+            tries.push(Case { lives: least.lives - 1, ..least.clone() });
+        }
+        for records in [least.records / 2, least.records * 3 / 4, least.records - 1] {
+            if (1..least.records).contains(&records) && (least.records > 40 || records + 1 < least.records) {
+                tries.push(Case { records, ..least.clone() });
+            }
+        }
+        match tries.into_iter().find(still) {
+            Some(fewer) => least = fewer,
+            None => return least,
+        }
+    }
+}
+
+fn command(case: &Case) -> String {
+    format!("SIM=\"{case}\" cargo test --release --features tls --test simulation one_case -- --nocapture")
+}
+
+/// Runs cases on two threads; says of those that fail what repeats them.
+fn all(cases: &[Case]) -> Report {
+    let sum = Mutex::new(Report::default());
+    let failures: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, SeqCst)) {
+                    match run(case) {
+                        Ok(report) => sum.lock().expect("a sum").add(&report),
+                        Err(error) => {
+                            println!("FAILED {case}: {error}");
+                            let mut failures = failures.lock().expect("a list");
+                            // One is enough to work on.
+                            if failures.is_empty() {
+                                let least = minimised(case);
+                                let error = run(&least).err().unwrap_or(error);
+                                failures.push(format!("{least}: {error}\n  repeat: {}", command(&least)));
+                            } else {
+                                failures.push(format!("{case}: {error}"));
+                            }
+                        }
+                    }
+                    done.fetch_add(1, SeqCst);
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("a list");
+    let sum = sum.into_inner().expect("a sum");
+    println!("{} cases: {sum:?}", done.load(SeqCst));
+    assert!(failures.is_empty(), "{} of {} cases fail:\n{}", failures.len(), cases.len(), failures.join("\n"));
+    sum
+}
+
+impl Report {
+    fn add(&mut self, other: &Report) {
+        self.turns += other.turns;
+        self.alerts += other.alerts;
+        self.duplicates += other.duplicates;
+        self.late += other.late;
+        self.dead_letters += other.dead_letters;
+        self.crashes += other.crashes;
+        self.power_cuts += other.power_cuts;
+        self.failures += other.failures;
+        self.disk_faults += other.disk_faults;
+        self.sink_faults += other.sink_faults;
+        self.not_ready |= other.not_ready;
+    }
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn seeds_with_faults_equal_the_oracle() {
+    let (first, count) = (number("SIM_SEED", 1), number("SIM_SEEDS", 500));
+    let cases: Vec<Case> = (first..first + count).map(Case::of_seed).collect();
+    let sum = all(&cases);
+    if count >= 500 {
+        assert!(sum.alerts > 10_000 && sum.duplicates > 5_000 && sum.late > 500, "too little to compare: {sum:?}");
+        assert!(sum.crashes > 300 && sum.power_cuts > 50, "too few crashes: {sum:?}");
+        assert!(sum.disk_faults > 100 && sum.sink_faults > 500, "too few faults: {sum:?}");
+    }
+}
+
+#[test]
+fn seeds_that_failed_once_do_not_fail_again() {
+    let text = include_str!("regressions.txt");
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let cases: Vec<Case> =
+        lines.filter(|line| !line.is_empty()).map(|line| line.parse().unwrap_or_else(|e| panic!("{line}: {e}"))).collect();
+    all(&cases);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 1..=number("SIM_TRACES", 20) {
+        let case = Case::of_seed(seed);
+        let (once, again) = (run(&case), run(&case));
+        assert_eq!(once, again, "{case}");
+    }
+}
+
+/// What `SIM` says; nothing without it.
+#[test]
+fn one_case() {
+    let Ok(text) = std::env::var("SIM") else { return };
+    if std::env::var("SIM_LOG").is_ok() {
+        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_test_writer().try_init();
+    }
+    let case: Case = text.parse().unwrap_or_else(|e| panic!("SIM: {e}"));
+    match run(&case) {
+        Ok(report) => println!("{case}: {report:?}"),
+        Err(error) => {
+            println!("FAILED {case}: {error}");
+            let least = minimised(&case);
+            panic!("smallest: {}\n{:?}", command(&least), run(&least).err());
+        }
+    }
+}
