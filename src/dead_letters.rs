@@ -10,7 +10,7 @@ pub use cmd::{Args, run};
 
 use crate::decode::Reason;
 use crate::metrics::Metrics;
-use crate::seam::{FileWriter, Fs, replace};
+use crate::seam::{FileWriter, Fs, make_dir, replace};
 use crate::terms::Fence;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -155,7 +155,7 @@ impl DeadLetters {
         metrics: Arc<Metrics>,
         limits: Limits,
     ) -> io::Result<Self> {
-        fs.create_dir(dir)?;
+        make_dir(&*fs, dir)?;
         let written = match restored {
             Some(position) => cut_back(&*fs, dir, process, position)?,
             None => {

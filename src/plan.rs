@@ -6,7 +6,7 @@ use crate::checkpoint::{self, Name, Newest, Piece, Position, Restored};
 use crate::dead_lane;
 use crate::epoch_log::{self, Control, FOR_EVER, Known, LogEnd, LogEnds, TermLog};
 use crate::error::Failure;
-use crate::seam::Fs;
+use crate::seam::{Fs, make_dir};
 use crate::sink::{JOURNAL, LaneState, segment};
 use crate::source::replay::Line;
 use crate::terms::{History, Manifest, Place};
@@ -314,7 +314,7 @@ pub fn write_first(
         Position { source, topic, partition: *partition, next: *next, time: *time }
     });
     let pieces = vec![Piece::Positions(positions.collect())];
-    fs.create_dir(&layout.checkpoints)?;
+    make_dir(fs, &layout.checkpoints)?;
     let name = Name { term, cut: 0, writer: term };
     checkpoint::write_process(fs, &layout.checkpoints, (name, 0), Vec::new(), pieces)?;
     checkpoint::commit(fs, &layout.checkpoints, name, (1, 1, config))

@@ -129,6 +129,25 @@ impl Fs for RealFs {
     }
 }
 
+/// Creates a directory and its parents, to stay: after the end of the machine, too.
+///
+/// A directory that is there already may be one whose maker died before its name was durable; so the names above are
+/// made durable in any case, as far up as our own directories go.
+pub fn make_dir(fs: &dyn Fs, path: &Path) -> io::Result<()> {
+    const OURS: usize = 3; // data_dir/state/epochs
+    let new = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !fs.exists(dir)).count();
+    fs.create_dir(path)?;
+    for parent in path.ancestors().skip(1).take(new.max(OURS)) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        match fs.sync_dir(parent) {
+            // Not ours to look into: then we did not make anything in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file beside its place, syncs it, and renames it there: a reader sees the old or the new, whole.
 pub fn replace(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("tmp");

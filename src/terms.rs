@@ -9,7 +9,7 @@
 
 use crate::checkpoint::{Name, read_sealed, write_sealed};
 use crate::epoch_log::{self, LogEnd, LogEnds, term_dir};
-use crate::seam::Fs;
+use crate::seam::{Fs, make_dir};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -156,7 +156,7 @@ pub fn write(fs: &dyn Fs, logs: &Path, manifest: &Manifest) -> Result<()> {
 
 /// Creates the folder of a term above all that there are, and above `known`. One process at a time has each.
 pub fn claim(fs: &dyn Fs, logs: &Path, known: u64) -> Result<u64> {
-    fs.create_dir(logs)?;
+    make_dir(fs, logs)?;
     let newest = epoch_log::terms(fs, logs)?.last().copied().unwrap_or(0);
     let Some(term) = newest.max(known).checked_add(1) else { bail!("no term is left above {newest}") };
     fs.create_dir_new(&term_dir(logs, term))

@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::nodes::Totals;
 use crate::panics;
 use crate::plan::{self, Layout, Plan};
-use crate::seam::replace;
+use crate::seam::{make_dir, replace};
 use crate::server::readiness::Readiness;
 use crate::source::origin::Origin;
 use crate::source::replay::Line;
@@ -49,7 +49,7 @@ impl World {
     fn record_config(&self, layout: &Layout) -> Result<String, Failure> {
         let hash = self.run.pure.hash();
         let path = layout.configs.join(format!("{hash}.toml"));
-        let written = self.run.fs.create_dir(&layout.configs).and_then(|()| {
+        let written = make_dir(&*self.run.fs, &layout.configs).and_then(|()| {
             if self.run.fs.exists(&path) {
                 Ok(())
             } else {

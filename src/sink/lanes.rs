@@ -7,7 +7,7 @@ use super::*;
 use crate::config::{LaneSettings, SinkSettings, Size, WhenFull};
 use crate::crew::{Crew, Part, Working, await_seen};
 use crate::metrics::Metrics;
-use crate::seam::{Clock, Fs};
+use crate::seam::{Clock, Fs, make_dir};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -186,7 +186,7 @@ impl Lanes {
         restored: Vec<LaneState>,
         runtime: &Handle,
     ) -> Result<Self, StartError> {
-        ctx.fs.create_dir(&ctx.dir).map_err(|error| {
+        make_dir(&*ctx.fs, &ctx.dir).map_err(|error| {
             StartError::Io(format!(
                 "{}: {error}; give data_dir a folder that this user may write to",
                 ctx.dir.display()

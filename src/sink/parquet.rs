@@ -9,7 +9,7 @@ mod dictionary;
 mod files;
 
 use super::*;
-use crate::seam::Fs;
+use crate::seam::{Fs, make_dir};
 use columns::Columns;
 use files::{Name, OpenFile};
 use std::io;
@@ -60,7 +60,7 @@ impl ParquetArchive {
     fn recover(&mut self) -> Result<(), StartError> {
         let dir = self.dir.clone();
         let io = |error: io::Error| start_error(&dir, &error);
-        self.fs.create_dir(&dir).map_err(io)?;
+        make_dir(&*self.fs, &dir).map_err(io)?;
         try_out(&*self.fs, &dir, self.process).map_err(io)?;
         let mut changed = false;
         for file in self.restored.iter().flat_map(|state| &state.files) {

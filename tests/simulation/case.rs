@@ -1,12 +1,12 @@
 //! A case: a plant, a few lives of the program that end badly, one that ends well; and what must hold then.
 
 use crate::baton::{Baton, OneAtATime};
-use crate::memory::{MemoryRecord, Partitions};
-use crate::expected;
-use crate::random_input::{RULES, Recipe, SILENCE, SOURCE, records};
 use crate::destinations::{Destinations, Seam};
 use crate::disk::{Disk, DiskFaults, Kind};
+use crate::expected;
 use crate::hash;
+use crate::memory::{MemoryRecord, Partitions};
+use crate::random_input::{RULES, Recipe, SILENCE, SOURCE, records};
 use crate::world::{Arriving, Fate, SimClock, World};
 use fastrand::Rng;
 use operators::Stream;
@@ -28,8 +28,7 @@ const DATA: &str = "/sim/data";
 const ARCHIVE: &str = "/sim/archive";
 
 /// What can go wrong, each on its own.
-pub const FAULTS: [&str; 10] =
-    ["crash", "torn", "power", "eio", "full", "outage", "sinks", "pause", "clock", "idle"];
+pub const FAULTS: [&str; 10] = ["crash", "torn", "power", "eio", "full", "outage", "sinks", "pause", "clock", "idle"];
 
 /// What repeats a run. Its text is what repeats it from the command line.
 #[derive(Clone, Debug, PartialEq)]
@@ -222,10 +221,7 @@ impl Sim<'_> {
             let text = self.plant.text(&mut self.rng);
             let ended = self.live(&text, life)?;
             // The power takes the process with it, not the other way round.
-            power = ended.is_none()
-                && self.case.has("power")
-                && self.plant.durability == "disk"
-                && self.rng.bool();
+            power = ended.is_none() && self.case.has("power") && self.plant.durability == "disk" && self.rng.bool();
             self.report.power_cuts += u64::from(power);
         }
         self.last_life(power)
@@ -394,7 +390,8 @@ impl Sim<'_> {
         first_difference("journal", &journal, &expected.journal)?;
         let counts = oracle::total(&expected.counts);
         let all: usize = self.plant.partitions.values().map(Vec::len).sum();
-        let ours = [summary.records, summary.accepted, summary.behind, summary.duplicates, summary.late, summary.future];
+        let ours =
+            [summary.records, summary.accepted, summary.behind, summary.duplicates, summary.late, summary.future];
         let theirs = [counts.records, counts.accepted, counts.behind, counts.duplicates, counts.late, counts.future];
         if ours != theirs || counts.records != all as u64 || summary.imbalance != 0 {
             return Err(format!("counts {ours:?}, expected {theirs:?} of {all}, imbalance {}", summary.imbalance));
@@ -426,7 +423,11 @@ impl Sim<'_> {
         if archived != rows {
             let at = archived.iter().zip(&rows).take_while(|(a, b)| a == b).count();
             let (is, should) = (archived.get(at), rows.get(at));
-            return Err(format!("archive: {} rows, expected {}; {is:?}, expected {should:?}", archived.len(), rows.len()));
+            return Err(format!(
+                "archive: {} rows, expected {}; {is:?}, expected {should:?}",
+                archived.len(),
+                rows.len()
+            ));
         }
         let mut dead = dead_letters(&files)?;
         dead.sort();
@@ -488,7 +489,8 @@ fn archived(files: &Disk) -> Result<Vec<Row>, String> {
         }
         let broken = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
         let bytes = files.read(&path).map_err(|e| broken(&e))?;
-        let reader = ParquetRecordBatchReaderBuilder::try_new(axum::body::Bytes::from(bytes)).map_err(|e| broken(&e))?;
+        let reader =
+            ParquetRecordBatchReaderBuilder::try_new(axum::body::Bytes::from(bytes)).map_err(|e| broken(&e))?;
         for batch in reader.build().map_err(|e| broken(&e))? {
             let batch = batch.map_err(|e| broken(&e))?;
             let column = |name: &str| batch.column_by_name(name).expect("a documented column").clone();
@@ -520,8 +522,7 @@ fn dead_letters(files: &Disk) -> Result<Vec<(i32, i64, Option<u16>)>, String> {
     for path in files.list(&dir).map_err(|e| e.to_string())? {
         let bytes = files.read(&path).map_err(|e| e.to_string())?;
         for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-            let letter: DeadLetter =
-                serde_json::from_slice(line).map_err(|e| format!("{}: {e}", path.display()))?;
+            let letter: DeadLetter = serde_json::from_slice(line).map_err(|e| format!("{}: {e}", path.display()))?;
             letters.push((letter.partition as i32, letter.offset, letter.index));
         }
     }

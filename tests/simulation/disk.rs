@@ -210,8 +210,7 @@ pub struct Disk {
 impl Disk {
     pub fn new(seed: u64) -> Self {
         let root = BTreeMap::from([(PathBuf::from("/"), Node::Dir)]);
-        let state =
-            State { rng: Rng::with_seed(seed), names: root.clone(), durable: root, ..State::default() };
+        let state = State { rng: Rng::with_seed(seed), names: root.clone(), durable: root, ..State::default() };
         Self { state: Arc::new(Mutex::new(state)), life: 0 }
     }
 

@@ -6,6 +6,8 @@
 
 mod baton;
 mod case;
+mod destinations;
+mod disk;
 #[allow(dead_code)]
 #[path = "../common/oracle.rs"]
 mod expected;
@@ -14,8 +16,6 @@ mod expected;
 mod memory;
 #[path = "../common/random_input.rs"]
 mod random_input;
-mod destinations;
-mod disk;
 mod world;
 
 use case::{Case, Report};
@@ -138,8 +138,10 @@ fn seeds_with_faults_equal_the_oracle() {
 fn seeds_that_failed_once_do_not_fail_again() {
     let text = include_str!("regressions.txt");
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    let cases: Vec<Case> =
-        lines.filter(|line| !line.is_empty()).map(|line| line.parse().unwrap_or_else(|e| panic!("{line}: {e}"))).collect();
+    let cases: Vec<Case> = lines
+        .filter(|line| !line.is_empty())
+        .map(|line| line.parse().unwrap_or_else(|e| panic!("{line}: {e}")))
+        .collect();
     all(&cases);
 }
 

@@ -1,8 +1,8 @@
 //! The world around one life of the program: its time, its records, and what befalls it.
 
-use crate::memory::Partitions;
 use crate::destinations::Destinations;
 use crate::disk::Disk;
+use crate::memory::Partitions;
 use fastrand::Rng;
 use operators::Stream;
 use std::collections::BTreeMap;
@@ -52,13 +52,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(
-        now: Arc<AtomicU64>,
-        disk: Disk,
-        destinations: Arc<Destinations>,
-        fate: Fate,
-        seed: u64,
-    ) -> Arc<Self> {
+    pub fn new(now: Arc<AtomicU64>, disk: Disk, destinations: Arc<Destinations>, fate: Fate, seed: u64) -> Arc<Self> {
         let events = Events { rng: Rng::with_seed(seed), turns: 0, full_until: 0 };
         Arc::new(Self {
             now,
