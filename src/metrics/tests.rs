@@ -28,6 +28,7 @@ fn filled() -> Arc<Metrics> {
     metrics.rule_series.with_label_values(&["too-hot"]).set(1);
     metrics.alerts.with_label_values(&["too-hot", "warning", "firing"]).set(1);
     metrics.alert_changes_total.with_label_values(&["too-hot", "warning", "firing"]).inc();
+    metrics.mesh_refused_total.with_label_values(&["mismatch"]).inc();
     let sink = "alerts";
     {
         metrics.alert_delay_seconds.with_label_values(&[sink]).observe(0.01);
