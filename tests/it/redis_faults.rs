@@ -103,15 +103,18 @@ fn whatever_befalls_a_redis_it_has_each_alert_once_and_nobody_else_waits() {
         let before = (rows(), records());
         // Not waiting for anything: this is how long it all lasts.
         std::thread::sleep(Duration::from_secs(seconds));
-        // Part of what has been read is a duplicate or a dead letter, and none of it waits for a Redis.
-        let (rows, records) = (rows() - before.0, records() - before.1);
-        println!("meanwhile {records} records were read, and {rows} rows archived");
-        assert!(records > 100.0 * seconds as f64 && rows > 0.7 * records, "{rows} rows of {records} records");
+        // Part of what has been read is a duplicate or a dead letter; the rest waits for no Redis. They are still away
+        // while we look: a machine that is slow now needs more time, and one that waits for them needs for ever.
+        let read = records() - before.1;
+        let archived =
+            running.until("what was read in the archive", || Some(rows() - before.0).filter(|rows| *rows > 0.7 * read));
+        println!("meanwhile {read} records were read, and {archived} rows archived");
+        assert!(read > 100.0 * seconds as f64, "{read} records");
         for victim in &victims {
-            assert!(waiting(&victim.name()).is_some_and(|n| n > 0.0), "{:?} kept nobody waiting", victim.fault);
+            running.until("an alert that waits", || waiting(&victim.name()).filter(|n| *n > 0.0));
             // One that says nothing may yet answer: the connection is given up after 20 s.
             if seconds > 25 || !matches!(victim.fault, Fault::Frozen | Fault::Held) {
-                assert_eq!(up(&victim.name()), Some(0.0), "{:?} was not noticed", victim.fault);
+                running.until("a Redis that is known to be away", || up(&victim.name()).filter(|up| *up == 0.0));
             }
         }
         victims.iter().for_each(Victim::end);
