@@ -12,10 +12,10 @@ set +e
 log=target/test.log
 mkdir -p target
 scratch=$(mktemp -d)
-export TMPDIR=$scratch SG_TEST_RUN=$scratch
 running=
 
-# Prints the processes that carry our word. (This script does not: its environment is from before the word was said.)
+# Prints the processes that carry our word, which `step` alone gives: what this script itself starts, such as the
+# `sort` that reads this function, must not find itself.
 ours() {
     local environ server
     for environ in /proc/[0-9]*/environ; do
@@ -50,8 +50,7 @@ trap 'exit 130' INT TERM HUP
 # All of it goes to the log; the terminal, of which CI keeps only a part, gets what a person has to read.
 step() {
     set -m
-    "$@" </dev/null > >(env -u SG_TEST_RUN tee -a "$log" |
-        env -u SG_TEST_RUN awk -f tests/digest.awk) 2>&1 &
+    env "TMPDIR=$scratch" "SG_TEST_RUN=$scratch" "$@" </dev/null > >(tee -a "$log" | awk -f tests/digest.awk) 2>&1 &
     running=$!
     set +m
     local status=0
@@ -75,7 +74,7 @@ fi
 # A killed test's servers end by themselves within a second; what stays longer was forgotten.
 if ! settled 10; then
     for pid in $(ours | sort -u); do
-        printf 'left behind by a test: process %s, %s\n' "$pid" "$(tr '\0' ' ' <"/proc/$pid/cmdline")"
+        printf 'left behind by a test: process %s, %s\n' "$pid" "$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline")"
         failed=$((failed + 1))
     done
 fi
