@@ -37,6 +37,7 @@ pub mod server;
 pub mod simulate;
 pub mod sink;
 pub mod source;
+pub mod stall;
 pub mod state_cmd;
 pub mod supervise;
 pub mod terms;

@@ -13,6 +13,7 @@ use crate::seam::Fs;
 use crate::server::readiness::{Readiness, reason};
 use crate::sink::{AlertBatch, JournalEntry, LaneHandle, RowBatch};
 use crate::source::node::{Refused, Tally};
+use crate::stall::Stall;
 use crate::views::{self, Firing, LastKey, LastVal, Site};
 use crossbeam_channel::Sender;
 use operators::alert::{Alert, AlertState, Transition};
@@ -77,6 +78,8 @@ pub struct Common {
     pub dictionary: SharedDictionary,
     /// (source, topic) by stream.
     pub streams: Arc<Vec<(String, String)>>,
+    /// How long its cuts take.
+    pub stall: Stall,
     /// A panic that a test asks for.
     pub trip: Option<Trip>,
 }
@@ -94,6 +97,16 @@ pub enum Trip {
 impl Common {
     fn save(&self, cut: Epoch, operator: &'static str, groups: GroupStates) {
         let _ = self.pieces.send((cut, Piece::State { operator, groups }));
+    }
+    /// The moment at which a node begins to save.
+    fn now_us(&self) -> u64 {
+        self.shared.epochs.monotonic_us()
+    }
+    /// An operator has saved what it has for a cut.
+    fn saved(&self, cut: Epoch, operator: &str, began_us: u64) {
+        let took_us = self.now_us().saturating_sub(began_us);
+        self.metrics.checkpoint_cut_seconds.with_label_values(&[operator]).observe(took_us as f64 * 1e-6);
+        self.stall.add(cut, took_us);
     }
     fn sources(&self) -> Vec<SourceMetrics> {
         self.streams.iter().map(|(source, _)| self.metrics.source(source)).collect()
@@ -337,12 +350,14 @@ impl Node for JudgeNode {
     fn step(&mut self, step: Step<Reading, Control, ()>, out: &mut Out<Passing, Tally, Met>) {
         match step {
             Step::Cut(cut) => {
+                let began_us = self.common.now_us();
                 let mut groups = GroupStates::new();
                 self.judge.save(&mut groups);
                 self.common.save(cut, operator::JUDGE, groups);
                 if self.common.worker == 0 {
                     self.common.save(cut, operator::CLOCK, GroupStates::from([(0, self.clock.save())]));
                 }
+                self.common.saved(cut, operator::JUDGE, began_us);
             }
             Step::Second(second) => {
                 let mut batch = Batch { epoch: second, ..Batch::default() };
@@ -393,9 +408,11 @@ impl Node for RollingNode {
     fn step(&mut self, step: Step<Passing, (), ()>, out: &mut Out<Passing, (), ()>) {
         match step {
             Step::Cut(cut) => {
+                let began_us = self.common.now_us();
                 let mut groups = GroupStates::new();
                 self.rolling.save(&mut groups);
                 self.common.save(cut, operator::ROLLING, groups);
+                self.common.saved(cut, operator::ROLLING, began_us);
             }
             Step::Epoch(_, arrived) => {
                 for mut passing in arrived.first.into_iter().flatten() {
@@ -464,9 +481,11 @@ impl Node for RulesNode {
     fn step(&mut self, step: Step<Passing, Applies, ()>, out: &mut Out<Passing, Alert, ()>) {
         match step {
             Step::Cut(cut) => {
+                let began_us = self.common.now_us();
                 let mut groups = GroupStates::new();
                 self.rules.save(&mut groups);
                 self.common.save(cut, operator::RULES, groups);
+                self.common.saved(cut, operator::RULES, began_us);
             }
             Step::Second(second) => {
                 self.rules.second(second, &self.counted, &mut self.transitions);
@@ -662,11 +681,17 @@ impl Node for OutboxNode {
     fn step(&mut self, step: Step<Passing, Alert, Refused>, out: &mut Out<Self::X, Self::Y, ()>) {
         match step {
             Step::Cut(cut) => {
+                let began_us = self.common.now_us();
                 self.lanes.cut(self.common.local, cut);
                 self.dead_letters.cut(cut);
                 if self.common.worker == 0 {
                     let alerts = serde_json::to_vec(&self.alerts).unwrap_or_default();
                     self.common.save(cut, operator::ALERTS, GroupStates::from([(0, alerts)]));
+                }
+                self.common.saved(cut, operator::ALERTS, began_us);
+                // Last of the nodes that save much.
+                if let Some(us) = self.common.stall.take(cut) {
+                    self.common.metrics.checkpoint_stall_seconds.observe(us as f64 * 1e-6);
                 }
             }
             Step::Epoch(epoch, arrived) => {

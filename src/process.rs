@@ -86,6 +86,11 @@ impl EpochClock {
         self.late_ticks.load(SeqCst)
     }
 
+    /// Microseconds since some moment of this process, for figures.
+    pub fn monotonic_us(&self) -> u64 {
+        self.clock.monotonic_us()
+    }
+
     /// Epoch time now, which no epoch need have.
     pub fn now(&self) -> Epoch {
         self.base_ms + (self.clock.monotonic_us() - self.start_us) / 1000

@@ -130,6 +130,7 @@ impl World {
             pieces: crossbeam_channel::unbounded().0,
             dictionary: Rc::default(),
             streams: Arc::new(pure.streams()),
+            stall: Default::default(),
             trip: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

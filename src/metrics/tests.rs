@@ -25,6 +25,7 @@ fn filled() -> Arc<Metrics> {
     metrics.source_up.with_label_values(&["plant"]).set(1);
     metrics.operator_state_bytes.with_label_values(&["judge"]).set(1);
     metrics.operator_state_keys.with_label_values(&["judge"]).set(1);
+    metrics.checkpoint_cut_seconds.with_label_values(&["judge"]).observe(0.001);
     metrics.rule_series.with_label_values(&["too-hot"]).set(1);
     metrics.alerts.with_label_values(&["too-hot", "warning", "firing"]).set(1);
     metrics.alert_changes_total.with_label_values(&["too-hot", "warning", "firing"]).inc();

@@ -238,6 +238,7 @@ impl Stretch {
             pieces: started.pieces.clone(),
             dictionary: Rc::default(),
             streams: streams.clone(),
+            stall: Default::default(),
             trip: run.options.trip,
         };
         // Control lines are worker 0's to send again; ranges belong to whoever has their partition.

@@ -6,6 +6,7 @@ mod load;
 mod percentiles;
 mod reader;
 mod schedule;
+mod stalls;
 
 use crate::data::{Data, PARTITIONS};
 use crate::figures::round;
@@ -20,6 +21,7 @@ use percentiles::Percentiles;
 use reader::Reader;
 use schedule::Schedule;
 use serde_json::{Map, Value, json};
+use stalls::Stalls;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that we wait for.
@@ -90,8 +92,8 @@ fn settings() -> Settings {
     Settings { checkpoint: "10s", ..Settings::workers(2) }
 }
 
-/// A streamgauge that has begun to listen.
-fn start(world: &World, options: &Options, topic: &'static str, name: &str) -> Result<Running> {
+/// A streamgauge that has begun to listen, and the port of its page.
+fn start(world: &World, options: &Options, topic: &'static str, name: &str) -> Result<(Running, u16)> {
     let data = Data { topic, ..Data::JOB };
     let port = free_port()?;
     let properties: Vec<String> = options
@@ -104,13 +106,18 @@ fn start(world: &World, options: &Options, topic: &'static str, name: &str) -> R
     let mut command = world.streamgauge();
     command.args(["run", "--log-level", "warn", "-c"]).arg(&configured.config);
     let running = Running::start(command, world.folder.path(), name)?;
-    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
     let end = Instant::now() + PATIENCE;
-    while agent.get(format!("http://127.0.0.1:{port}/readyz")).call().is_err() {
+    while ask(port, "readyz").is_err() {
         ensure!(!running.ended()? && Instant::now() < end, "it does not become ready: {}", running.said());
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(running)
+    Ok((running, port))
+}
+
+/// What streamgauge answers.
+fn ask(port: u16, path: &str) -> Result<String> {
+    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
+    Ok(agent.get(format!("http://127.0.0.1:{port}/{path}")).call()?.body_mut().read_to_string()?)
 }
 
 /// Asks it to end, and waits.
@@ -131,7 +138,7 @@ fn paced(world: &World, options: &Options, rate: u64, linger: u32, length: Durat
     let name = format!("delay-{rate}-{linger}");
     let topic: &'static str = name.clone().leak();
     world.kafka.create_topic(topic, PARTITIONS);
-    let running = start(world, options, topic, &name)?;
+    let (running, port) = start(world, options, topic, &name)?;
     let sensors = 10_000;
     // Enough alerts for a percentile, at any rate.
     let beyond_one_in = (rate / 250).clamp(10, 200);
@@ -164,6 +171,7 @@ fn paced(world: &World, options: &Options, rate: u64, linger: u32, length: Durat
     }
     std::thread::sleep(Duration::from_millis(300));
     let delays = reader.finish()?;
+    let stalls = Stalls::read(&ask(port, "metrics")?);
     let rss_mb = end(running)?;
     ensure!(
         delays.len() == expected.len() && expected.iter().all(|us| delays.contains_key(&start.event_us(*us))),
@@ -185,6 +193,10 @@ fn paced(world: &World, options: &Options, rate: u64, linger: u32, length: Durat
         sent.behind_us as f64 / 1e3
     );
     let mut result = p.json();
+    if let Some(stalls) = stalls {
+        println!("{:>17} {stalls}", "");
+        result["stalled_by_checkpoints"] = stalls.json();
+    }
     if let Some(direct) = direct {
         let all = Percentiles::of(direct?.finish(warm)?).context("nothing was read")?;
         println!(
@@ -209,7 +221,7 @@ fn paced(world: &World, options: &Options, rate: u64, linger: u32, length: Durat
 fn without_input(world: &World, options: &Options, length: Duration) -> Result<Value> {
     let topic = "idle";
     world.kafka.create_topic(topic, PARTITIONS);
-    let running = start(world, options, topic, topic)?;
+    let (running, _) = start(world, options, topic, topic)?;
     std::thread::sleep(WARM_UP);
     let (began, before) = (Instant::now(), running.cpu_s()?);
     std::thread::sleep(length);
