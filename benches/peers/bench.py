@@ -33,7 +33,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 MB = 1_000_000
 
 PRODUCE = shlex.split(
-    "--sensors 1667 --interval 9s --seed 20261123 --start 2025-01-01T00:00:00Z --duplicates 0.05 "
+    "--sensors 10000 --one-metric --interval 9s --seed 20261123 --start 2025-01-01T00:00:00Z --duplicates 0.05 "
     "--duplicates-within 60s --disorder 0.01 --disorder-within 10s --malformed 0.001 --beyond 0.005 --timestamps event"
 )
 
