@@ -108,7 +108,7 @@ fn main() {
         let (pieces, save) = timed(|| worker.save());
         drop(worker);
         let (bytes, write) = timed(|| {
-            let bytes = checkpoint::write_process(&RealFs, folder.path(), (name, 0), Vec::new(), pieces);
+            let bytes = checkpoint::write_process(&RealFs, folder.path(), (name, 0), Vec::new(), &pieces);
             checkpoint::commit(&RealFs, folder.path(), name, (1, 1, "hash")).expect("room");
             bytes.expect("room")
         });

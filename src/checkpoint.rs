@@ -4,7 +4,7 @@
 //! 0 writes the manifest last, when every process' files are there. A directory without a manifest never counted.
 
 use crate::epoch_log::{FOR_EVER, LogEnd};
-use crate::seam::{Fs, replace};
+use crate::seam::{Fs, replace, replace_with};
 use anyhow::{Context, Result, bail, ensure};
 use operators::Epoch;
 use operators::state::GroupStates;
@@ -17,6 +17,8 @@ pub const CHECKPOINT_VERSION: u16 = 1;
 /// The version of docs/semantics.md: equal bits are promised within one.
 pub const SEMANTICS_VERSION: u16 = 1;
 const MANIFEST: &str = "manifest.json";
+/// So much is written at a time.
+const WRITE_BYTES: usize = 1 << 20;
 
 /// Where a partition stands at a cut.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -382,40 +384,67 @@ pub fn write_process(
     dir: &Path,
     (name, process): (Name, usize),
     logs: Vec<(u32, LogEnd)>,
-    pieces: Vec<Piece>,
+    pieces: &[Piece],
 ) -> Result<u64> {
     let at = name.dir(dir);
     fs.create_dir(&at)?;
     let mut meta = ProcessMeta { logs, ..ProcessMeta::default() };
-    let mut bytes: Vec<u8> = Vec::new();
-    let mut groups: BTreeMap<(&'static str, u16), Vec<u8>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&'static str, u16), &[u8]> = BTreeMap::new();
     for piece in pieces {
         match piece {
             Piece::State { operator, groups: states } => {
                 for (group, state) in states {
-                    groups.insert((operator, group), state);
+                    groups.insert((operator, *group), state);
                 }
             }
-            Piece::Positions(positions) => meta.positions.extend(positions),
-            Piece::Lane(lane) => meta.lanes.push(lane),
-            Piece::Totals(totals) => meta.totals = Some(totals),
+            Piece::Positions(positions) => meta.positions.extend_from_slice(positions),
+            Piece::Lane(lane) => meta.lanes.push(lane.clone()),
+            Piece::Totals(totals) => meta.totals = Some(totals.clone()),
         }
     }
-    for ((operator, group), state) in groups {
+    let mut bytes = 0;
+    for (&(operator, group), state) in &groups {
         meta.blobs.push(Blob {
             operator: operator.to_owned(),
             group,
-            offset: bytes.len() as u64,
+            offset: bytes,
             length: state.len() as u64,
-            crc: crc32fast::hash(&state),
+            crc: crc32fast::hash(state),
         });
-        bytes.extend(state);
+        bytes += state.len() as u64;
     }
     meta.positions.sort();
-    replace(fs, &at.join(format!("process-{process}.bin")), &bytes)?;
+    // Some blobs at a time: a second copy of all state would be the most memory that a process ever needs.
+    replace_with(fs, &at.join(format!("process-{process}.bin")), |file| {
+        let mut some = Vec::new();
+        for state in groups.values() {
+            some.extend_from_slice(state);
+            if some.len() >= WRITE_BYTES {
+                file.write_all(&some)?;
+                some.clear();
+            }
+        }
+        file.write_all(&some)
+    })?;
     // The description comes second: process 0 waits for it.
     replace(fs, &at.join(format!("process-{process}.json")), &serde_json::to_vec(&meta)?)?;
-    Ok(bytes.len() as u64)
+    Ok(bytes)
+}
+
+/// Takes back what a process has written of a cut, as far as the disk lets it, if nobody can have seen it as whole.
+/// False: it is whole, and may count.
+pub fn take_back(fs: &dyn Fs, dir: &Path, (name, process): (Name, usize)) -> bool {
+    let at = name.dir(dir);
+    if fs.exists(&at.join(format!("process-{process}.json"))) {
+        return false;
+    }
+    for ending in ["bin", "tmp"] {
+        let path = at.join(format!("process-{process}.{ending}"));
+        if fs.exists(&path) {
+            let _ = fs.remove(&path);
+        }
+    }
+    true
 }
 
 /// Whether every process has written its files of a cut.
@@ -495,7 +524,7 @@ mod tests {
             }]),
         ];
         let name = Name { term: 1, cut, writer: 1 };
-        write_process(&RealFs, dir, (name, 0), Vec::new(), pieces).expect("written");
+        write_process(&RealFs, dir, (name, 0), Vec::new(), &pieces).expect("written");
         assert!(all_written(&RealFs, dir, name, 1));
         commit(&RealFs, dir, name, (1, 2, "hash")).expect("committed");
     }

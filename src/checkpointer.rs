@@ -1,18 +1,24 @@
 //! Turns the pieces of a cut into a checkpoint, away from the workers.
+//!
+//! A checkpoint that the disk refuses is given up, and the next cut is tried; the newest whole one stays, and so does the
+//! log behind it. The last cut of a term has no next one: that is tried until it is there.
 
 use crate::checkpoint::{self, Expected, Gathering, Name, Piece};
 use crate::crew::Part;
 use crate::epoch_log::{self, Known, LogEnd};
 use crate::error::Failure;
 use crate::metrics::Metrics;
+use crate::outage::{Outage, what};
 use crate::process::Shared;
 use crate::seam::{Clock, Fs};
 use crate::server::readiness::{Readiness, reason};
+use crate::shed::ShedStore;
 use crate::terms::{Fence, History};
 use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use operators::Epoch;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -60,6 +66,8 @@ pub struct Settings {
     pub readiness: Arc<Readiness>,
     /// What the workers share.
     pub shared: Arc<Shared>,
+    /// What lanes shed is durable before the cut that it lies below.
+    pub shed: Arc<ShedStore>,
     /// Told of a cut once its manifest is durable.
     pub committed: Box<dyn Fn(Epoch) + Send>,
 }
@@ -71,6 +79,11 @@ pub struct Checkpointer {
     gathering: Gathering,
     /// A cut whose files are written, while those of other processes are not, and when we began with it.
     waiting: Option<(Epoch, u64)>,
+    /// The last cut, as long as the disk has not taken it.
+    last: Option<Vec<Piece>>,
+    outage: Outage,
+    /// Whether newer terms can be seen.
+    looking: Outage,
     last_success: u64,
     /// When we last looked whether we have been replaced.
     looked_us: u64,
@@ -86,6 +99,9 @@ impl Checkpointer {
         let checkpointer = Self {
             gathering: Gathering::new(settings.expected.clone()),
             waiting: None,
+            last: None,
+            outage: settings.shared.disk.outage(what::CHECKPOINT),
+            looking: settings.shared.disk.outage(what::TERM),
             last_success: settings.clock.monotonic_us(),
             looked_us: 0,
             newest_of: BTreeMap::new(),
@@ -97,15 +113,18 @@ impl Checkpointer {
     }
 
     fn step(&mut self, patience: Duration) -> Result<bool> {
-        let patience = if self.waiting.is_some() { patience.min(LOOK) } else { patience };
+        let busy = self.waiting.is_some() || self.last.is_some();
+        let patience = if busy { patience.min(LOOK) } else { patience };
         match self.pieces.recv_timeout(patience) {
             Ok((cut, piece)) => {
                 if let Some(complete) = self.gathering.add(cut, piece) {
+                    self.give_up_waiting();
+                    self.last = None;
                     self.write(cut, complete)?;
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) if self.waiting.is_none() => return Ok(false),
+            Err(RecvTimeoutError::Disconnected) if !busy => return Ok(false),
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(patience),
         }
         if self.settings.shared.failed() {
@@ -114,13 +133,23 @@ impl Checkpointer {
         let now = self.settings.clock.monotonic_us();
         if now >= self.looked_us + FENCE_US {
             self.looked_us = now;
-            self.settings.newest_term()?;
+            if let Err(error) = self.settings.newest_term() {
+                return refused(&mut self.looking, &self.settings.dir, &error).then_some(true).ok_or(error);
+            }
+            self.looking.over();
         }
-        if let Some((cut, began)) = self.waiting
+        if self.outage.is_due()
+            && let Some(pieces) = self.last.take()
+        {
+            self.write(Epoch::MAX, pieces)?;
+        }
+        if self.outage.is_due()
+            && let Some((cut, began)) = self.waiting
             && self.settings.manifest(cut)?
         {
             self.waiting = None;
-            self.complete(cut, began)?;
+            self.outage.over();
+            self.complete(cut, began);
             if cut == Epoch::MAX {
                 let _ = self.done.send(());
                 return Ok(false);
@@ -136,17 +165,48 @@ impl Checkpointer {
     /// This process' files of a cut.
     fn write(&mut self, cut: Epoch, pieces: Vec<Piece>) -> Result<()> {
         let settings = &self.settings;
-        let Settings { fs, clock, dir, cluster, metrics, .. } = settings;
+        let Settings { fs, clock, dir, cluster, metrics, shed, .. } = settings;
         let began = clock.monotonic_us();
         let at = (settings.name(cut), cluster.0);
-        let bytes = checkpoint::write_process(&**fs, dir, at, settings.logs(), pieces)?;
-        metrics.checkpoint_size_bytes.set(bytes as i64);
-        self.waiting = Some((cut, began));
-        Ok(())
+        let written = shed.sync().map_err(anyhow::Error::from);
+        let written =
+            written.and_then(|()| checkpoint::write_process(&**fs, dir, at, settings.logs(), pieces.as_slice()));
+        match written {
+            Ok(bytes) => {
+                metrics.checkpoint_size_bytes.set(bytes as i64);
+                self.waiting = Some((cut, began));
+                if cluster.0 > 0 {
+                    self.outage.over();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if !checkpoint::take_back(&**fs, dir, at) {
+                    // Whoever writes the manifest may have seen ours, and count it: so we wait for that.
+                    self.waiting = Some((cut, began));
+                } else if cut == Epoch::MAX {
+                    self.last = Some(pieces);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A newer cut takes the place of one that is not complete: nobody will write its manifest.
+    fn give_up_waiting(&mut self) {
+        let Settings { fs, dir, cluster, .. } = &self.settings;
+        if let Some((cut, _)) = self.waiting.take()
+            && cluster.0 == 0
+        {
+            let at = self.settings.name(cut).dir(dir);
+            if !checkpoint::is_complete(&**fs, &at) && fs.exists(&at) {
+                let _ = fs.remove(&at);
+            }
+        }
     }
 
     /// The manifest is durable.
-    fn complete(&mut self, cut: Epoch, began: u64) -> Result<()> {
+    fn complete(&mut self, cut: Epoch, began: u64) {
         let Settings { fs, clock, dir, keep, cluster, metrics, shared, committed, .. } = &self.settings;
         self.last_success = clock.monotonic_us();
         metrics.checkpoint_duration_seconds.observe((self.last_success - began) as f64 / 1e6);
@@ -154,19 +214,30 @@ impl Checkpointer {
         shared.committed.store(cut, SeqCst);
         committed(cut);
         if cluster.0 == 0 {
-            checkpoint::prune(&**fs, dir, *keep)?;
+            if let Err(error) = checkpoint::prune(&**fs, dir, *keep) {
+                tracing::warn!(error = %format!("{error:#}"), "old checkpoints are not removed");
+            }
             self.settings.prune_logs(&mut self.newest_of);
         }
         tracing::debug!(cut, "checkpoint is complete");
-        Ok(())
     }
+}
+
+/// What the disk says is waited out; anything else ends the run.
+fn refused(outage: &mut Outage, dir: &Path, error: &anyhow::Error) -> bool {
+    let Some(io) = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) else { return false };
+    outage.failed_with(dir.display(), format!("{error:#}"), io.kind());
+    true
 }
 
 impl Part for Checkpointer {
     fn turn(&mut self, patience: Duration) -> bool {
         self.step(patience).unwrap_or_else(|error| {
-            self.settings.shared.fail(Failure::state(format!("checkpoint: {error:#}")));
-            false
+            let waits = refused(&mut self.outage, &self.settings.dir, &error);
+            if !waits {
+                self.settings.shared.fail(Failure::state(format!("checkpoint: {error:#}")));
+            }
+            waits
         })
     }
 }
@@ -196,7 +267,7 @@ impl Settings {
     /// Where the logs that the cut lies in end: this process' own, or those that were replayed.
     fn logs(&self) -> Vec<(u32, LogEnd)> {
         match &self.shared.log {
-            Some(log) => vec![(self.cluster.0 as u32, log.end())],
+            Some(log) => vec![(self.cluster.0 as u32, log.durable_end())],
             None => self.log_ends.clone(),
         }
     }

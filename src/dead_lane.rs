@@ -1,15 +1,17 @@
 //! The way of dead letters to their store: complete epochs only, cut with the checkpoint, cut back on restart.
+//!
+//! While the disk refuses them nothing is taken from the workers, and nothing more is read: none vanishes.
 
 use crate::checkpoint::Piece;
 use crate::crew::Part;
 use crate::dead_letters::{DeadLetter, DeadLetters, Position};
-use crate::error::Failure;
+use crate::outage::{Outage, what};
 use crate::process::Shared;
 use crate::source::node::Refused;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use operators::Epoch;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +66,11 @@ pub struct DeadLane {
     inbox: Receiver<Push>,
     pieces: Sender<(Epoch, Piece)>,
     shared: Arc<Shared>,
+    outage: Outage,
+    /// Letters that the store is to take now.
+    ready: VecDeque<DeadLetter>,
+    /// A cut that every worker has reached, and that has not been taken.
+    due: Option<Epoch>,
     /// How many workers have reached a cut.
     cuts: BTreeMap<Epoch, usize>,
     /// A letter beyond a cut that another worker has not reached waits here: the cut's position is before it.
@@ -82,12 +89,26 @@ impl DeadLane {
     ) -> (Self, DeadLetterLane) {
         let (sender, inbox) = bounded(WAITING);
         let names = streams.iter().map(|(source, topic)| (source.as_str().into(), topic.as_str().into())).collect();
-        let (cuts, ahead, ended) = (BTreeMap::new(), Vec::new(), 0);
-        let lane = Self { store, process, workers, names, inbox, pieces, shared, cuts, ahead, ended };
+        let lane = Self {
+            store,
+            process,
+            workers,
+            names,
+            inbox,
+            pieces,
+            outage: shared.disk.holding_outage(what::DEAD_LETTERS),
+            shared,
+            ready: VecDeque::new(),
+            due: None,
+            cuts: BTreeMap::new(),
+            ahead: Vec::new(),
+            ended: 0,
+        };
         (lane, DeadLetterLane(sender))
     }
 
-    fn step(&mut self, patience: Duration) -> io::Result<bool> {
+    /// Takes the next push, or finds that there is none. False: the workers are gone.
+    fn take(&mut self, patience: Duration) -> io::Result<bool> {
         let push = match self.inbox.try_recv() {
             Ok(push) => push,
             Err(_) => {
@@ -96,7 +117,7 @@ impl DeadLane {
                 match self.inbox.recv_timeout(patience) {
                     Ok(push) => push,
                     Err(RecvTimeoutError::Timeout) => return Ok(true),
-                    Err(RecvTimeoutError::Disconnected) => return self.end(),
+                    Err(RecvTimeoutError::Disconnected) => return Ok(false),
                 }
             }
         };
@@ -105,52 +126,84 @@ impl DeadLane {
                 let letter = letter(&self.names, epoch, refused);
                 match self.cuts.first_key_value() {
                     Some((cut, _)) if epoch >= *cut => self.ahead.push((epoch, letter)),
-                    _ => self.store.append(&letter)?,
+                    _ => self.ready.push_back(letter),
                 }
             }
             Push::Cut(cut) => {
                 let reached = self.cuts.entry(cut).or_default();
                 *reached += 1;
                 if *reached == self.workers {
-                    self.take(cut)?;
+                    self.due = Some(cut);
+                    self.let_go(cut);
                 }
             }
             Push::End => self.ended += 1,
         }
-        if self.ended == self.workers { self.end() } else { Ok(true) }
+        Ok(self.ended < self.workers)
     }
 
-    /// Every worker has reached the cut.
-    fn take(&mut self, cut: Epoch) -> io::Result<()> {
-        self.append_below(cut)?;
-        let position = self.store.sync()?;
-        let state = State { sink: NAME.to_owned(), process: self.process, position };
-        let _ = self.pieces.send((cut, Piece::Lane(serde_json::to_value(state)?)));
-        self.cuts.retain(|other, _| *other > cut);
-        let next = self.cuts.keys().next().copied().unwrap_or(Epoch::MAX);
-        self.append_below(next)
-    }
-
-    fn append_below(&mut self, end: Epoch) -> io::Result<()> {
+    /// Letters below `end` need not wait any more.
+    fn let_go(&mut self, end: Epoch) {
         let (below, ahead) = std::mem::take(&mut self.ahead).into_iter().partition(|(epoch, _)| *epoch < end);
         self.ahead = ahead;
         let below: Vec<(Epoch, DeadLetter)> = below;
-        below.iter().try_for_each(|(_, letter)| self.store.append(letter))
+        self.ready.extend(below.into_iter().map(|(_, letter)| letter));
     }
 
-    fn end(&mut self) -> io::Result<bool> {
-        self.append_below(Epoch::MAX)?;
-        self.store.sync()?;
-        Ok(false)
+    /// Gives the store what it is to have; after an error again from where it failed.
+    fn give(&mut self) -> io::Result<()> {
+        loop {
+            // One that the store cannot write now it keeps.
+            while let Some(letter) = self.ready.pop_front() {
+                self.store.append(&letter)?;
+            }
+            let Some(cut) = self.due else { return Ok(()) };
+            let position = self.store.sync()?;
+            let state = State { sink: NAME.to_owned(), process: self.process, position };
+            let _ = self.pieces.send((cut, Piece::Lane(serde_json::to_value(state)?)));
+            self.due = None;
+            self.cuts.retain(|other, _| *other > cut);
+            self.let_go(self.cuts.keys().next().copied().unwrap_or(Epoch::MAX));
+        }
+    }
+
+    /// False: everything has been written, and nothing more comes.
+    fn step(&mut self, patience: Duration) -> io::Result<bool> {
+        let more = if self.outage.is_on() {
+            self.give()?;
+            self.store.flush()?;
+            self.ended < self.workers
+        } else {
+            let more = self.take(patience)?;
+            self.give()?;
+            more
+        };
+        if !more {
+            self.ended = self.workers;
+            self.let_go(Epoch::MAX);
+            self.give()?;
+            self.store.sync()?;
+        }
+        Ok(more)
     }
 }
 
 impl Part for DeadLane {
     fn turn(&mut self, patience: Duration) -> bool {
-        self.step(patience).unwrap_or_else(|error| {
-            self.shared.fail(Failure::state(format!("dead letters: {error}; make room or give data_dir another disk")));
-            false
-        })
+        if !self.outage.is_due() {
+            std::thread::sleep(patience.min(self.outage.left()));
+            return !self.shared.failed();
+        }
+        match self.step(patience) {
+            Ok(more) => {
+                self.outage.over();
+                more
+            }
+            Err(error) => {
+                self.outage.failed(&self.store.path(), &error);
+                true
+            }
+        }
     }
 }
 

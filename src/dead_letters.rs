@@ -10,7 +10,8 @@ pub use cmd::{Args, run};
 
 use crate::decode::Reason;
 use crate::metrics::Metrics;
-use crate::seam::{FileWriter, Fs, make_dir, replace};
+use crate::seam::{Fs, make_dir, replace};
+use crate::tail::{Open, Tail, UNSURE_MAX};
 use crate::terms::Fence;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -121,10 +122,9 @@ pub struct DeadLetters {
     process: usize,
     limits: Limits,
     metrics: Arc<Metrics>,
-    /// What has been written whole; a write that failed halfway is cut back to here.
-    written: Position,
-    /// Open on `written.segment`; none before its first line and after a failure.
-    file: Option<Box<dyn FileWriter>>,
+    /// Which segment is written, and its end.
+    segment: u64,
+    tail: Tail,
     /// Whether files were made that the directory may not have durably.
     new_files: bool,
     /// Whether this process may still make files here.
@@ -170,8 +170,8 @@ impl DeadLetters {
             process,
             limits,
             metrics,
-            written,
-            file: None,
+            segment: written.segment,
+            tail: Tail::new(written.length),
             new_files: false,
             fence: None,
             buffer: Vec::with_capacity(BUFFER_BYTES),
@@ -196,20 +196,20 @@ impl DeadLetters {
 
     /// Hands over to the system what was gathered: it survives the end of this process.
     pub fn flush(&mut self) -> io::Result<()> {
+        let length = self.tail.length();
         if self.buffer.is_empty() {
             return Ok(());
         }
-        if self.written.length > 0 && self.written.length + self.buffer.len() as u64 > self.limits.segment_bytes {
+        if length > 0 && length + self.buffer.len() as u64 > self.limits.segment_bytes {
             self.rotate()?;
         }
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => self.reopen()?,
-        };
-        // On an error the file stays closed: the next try cuts off what was written of this one.
-        file.write_all(&self.buffer)?;
-        self.file = Some(file);
-        self.written.length += self.buffer.len() as u64;
+        if self.tail.unsure() > UNSURE_MAX {
+            self.with_tail(|tail, open| tail.sync(open))?;
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        let appended = self.with_tail(|tail, open| tail.append(&buffer, open));
+        self.buffer = buffer;
+        appended?;
         self.buffer.clear();
         Ok(())
     }
@@ -217,49 +217,52 @@ impl DeadLetters {
     /// Makes everything durable, for a checkpoint to hold where it ends.
     pub fn sync(&mut self) -> io::Result<Position> {
         self.flush()?;
-        if let Some(file) = &mut self.file {
-            file.sync()?;
-        }
+        self.with_tail(|tail, open| tail.sync(open))?;
         if self.new_files {
             self.fs.sync_dir(&self.dir)?;
             self.new_files = false;
         }
-        Ok(self.written)
+        Ok(Position { segment: self.segment, length: self.tail.length() })
     }
 
-    fn reopen(&mut self) -> io::Result<Box<dyn FileWriter>> {
-        let path = path(&self.dir, self.process, self.written.segment);
-        if let Some(fence) = &self.fence {
-            fence.check().map_err(io::Error::other)?;
-        }
-        let exists = self.fs.exists(&path);
-        if exists && self.written.length == 0 {
-            // Nothing of ours: one that has been replaced may have made it.
-            self.fs.remove(&path)?;
-        }
-        let mut file = if exists && self.written.length > 0 {
-            self.fs.append(&path)?
-        } else {
-            self.new_files = true;
-            self.fs.create(&path)?
-        };
-        if !file.try_lock()? {
-            return Err(io::Error::other("another streamgauge has the segment; this one has been replaced"));
-        }
-        if exists && self.written.length > 0 {
-            self.fs.truncate(&path, self.written.length)?;
-        }
-        Ok(file)
+    /// Where it is written.
+    pub fn path(&self) -> PathBuf {
+        path(&self.dir, self.process, self.segment)
+    }
+
+    fn with_tail(&mut self, act: impl FnOnce(&mut Tail, Open<'_>) -> io::Result<()>) -> io::Result<()> {
+        let path = self.path();
+        let Self { fs, fence, tail, new_files, .. } = self;
+        act(tail, &mut |length| {
+            if let Some(fence) = fence {
+                fence.check().map_err(io::Error::other)?;
+            }
+            let exists = fs.exists(&path);
+            if exists && length == 0 {
+                // Nothing of ours: one that has been replaced may have made it.
+                fs.remove(&path)?;
+            }
+            let mut file = if exists && length > 0 {
+                fs.append(&path)?
+            } else {
+                *new_files = true;
+                fs.create(&path)?
+            };
+            if !file.try_lock()? {
+                return Err(io::Error::other("another streamgauge has the segment; this one has been replaced"));
+            }
+            if exists && length > 0 {
+                fs.truncate(&path, length)?;
+            }
+            Ok(file)
+        })
     }
 
     /// Begins a new segment, after which no position points into the old one but those of older checkpoints.
     fn rotate(&mut self) -> io::Result<()> {
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => self.reopen()?,
-        };
-        file.sync()?;
-        self.written = Position { segment: self.written.segment + 1, length: 0 };
+        self.with_tail(|tail, open| tail.sync(open))?;
+        self.segment += 1;
+        self.tail = Tail::new(0);
         let kept = segments(&*self.fs, &self.dir, self.process)?;
         let surplus = (kept.len() + 1).saturating_sub(self.limits.segments);
         for (segment, path) in kept.iter().take(surplus) {

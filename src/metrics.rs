@@ -132,6 +132,8 @@ families! {
     checkpoint_size_bytes: IntGauge [] "Size of this process's part of the newest checkpoint.";
     checkpoint_last_success_timestamp_seconds: Gauge [] "When the newest checkpoint was complete, seconds since 1970.";
     checkpoints_damaged_total: IntCounter [] "Checkpoints found damaged at the start; an older one was used.";
+    disk_up: IntGaugeVec ["what"] "Whether the disk of data_dir took what was last written (1) or not (0): epoch_log, checkpoint, term, dead_letters, shed, journal.";
+    disk_errors_total: IntCounterVec ["what"] "Errors of the disk of data_dir while running, by what was being written; each was waited out.";
     mesh_refused_total: IntCounterVec ["reason"] "Connections to the port for other processes that were not let in.";
     build_info: IntGaugeVec ["version", "revision"] "One, with the version in its labels.";
 }

@@ -316,6 +316,6 @@ pub fn write_first(
     let pieces = vec![Piece::Positions(positions.collect())];
     make_dir(fs, &layout.checkpoints)?;
     let name = Name { term, cut: 0, writer: term };
-    checkpoint::write_process(fs, &layout.checkpoints, (name, 0), Vec::new(), pieces)?;
+    checkpoint::write_process(fs, &layout.checkpoints, (name, 0), Vec::new(), &pieces)?;
     checkpoint::commit(fs, &layout.checkpoints, name, (1, 1, config))
 }

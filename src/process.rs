@@ -2,6 +2,7 @@
 
 use crate::epoch_log::EpochLog;
 use crate::error::Failure;
+use crate::outage::Disk;
 use crate::seam::Clock;
 use operators::{Epoch, Stream};
 use std::collections::BTreeMap;
@@ -183,6 +184,8 @@ pub struct Shared {
     pub epochs: EpochClock,
     /// Where epochs are written down; none while only replaying.
     pub log: Option<Arc<EpochLog>>,
+    /// How the disk of the data directory is doing.
+    pub disk: Arc<Disk>,
     /// Whether we hear.
     pub hearing: Hearing,
     /// New partitions.
@@ -203,10 +206,17 @@ pub struct Shared {
 
 impl Shared {
     /// For so many local workers; `stop` is what asks for a clean end.
-    pub fn new(epochs: EpochClock, log: Option<Arc<EpochLog>>, workers: usize, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        epochs: EpochClock,
+        log: Option<Arc<EpochLog>>,
+        disk: Arc<Disk>,
+        workers: usize,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             epochs,
             log,
+            disk,
             hearing: Hearing::new(workers),
             discovered: Discovered::default(),
             stop,
@@ -223,9 +233,14 @@ impl Shared {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
         self.failed.store(true, SeqCst);
     }
-    /// Whether every worker of this process has closed its last epoch.
+    /// Whether every worker of this process has closed its last epoch, and that is written down.
     pub fn all_finished(&self) -> bool {
-        self.finished.load(SeqCst) >= self.hearing.heard.len()
+        let closed = self.finished.load(SeqCst) >= self.hearing.heard.len();
+        closed && self.log.as_ref().is_none_or(|log| log.all_durable())
+    }
+    /// Whether the epoch log takes nothing now: then no epoch is closed.
+    pub fn log_holds(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.holds())
     }
     /// Whether something went wrong for good.
     pub fn failed(&self) -> bool {

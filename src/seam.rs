@@ -26,6 +26,12 @@ pub trait Fs: Send + Sync {
         let mut bytes = self.read(path)?;
         Ok(bytes.split_off(bytes.len().min(start as usize)))
     }
+    /// So many of a file's bytes from one on, fewer at its end.
+    fn read_range(&self, path: &Path, start: u64, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = self.read_from(path, start)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    }
     /// A file's length.
     fn len(&self, path: &Path) -> io::Result<u64> {
         Ok(self.read(path)?.len() as u64)
@@ -109,6 +115,13 @@ impl Fs for RealFs {
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
+    fn read_range(&self, path: &Path, start: u64, count: usize) -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        file.seek(io::SeekFrom::Start(start))?;
+        let mut bytes = Vec::with_capacity(count);
+        file.take(count as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
     fn len(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
     }
@@ -150,12 +163,21 @@ pub fn make_dir(fs: &dyn Fs, path: &Path) -> io::Result<()> {
 
 /// Writes a file beside its place, syncs it, and renames it there: a reader sees the old or the new, whole.
 pub fn replace(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_with(fs, path, |file| file.write_all(bytes))
+}
+
+/// The same for bytes that are written as they are made.
+pub fn replace_with(
+    fs: &dyn Fs,
+    path: &Path,
+    write: impl FnOnce(&mut dyn FileWriter) -> io::Result<()>,
+) -> io::Result<()> {
     let beside = path.with_extension("tmp");
     if fs.exists(&beside) {
         fs.remove(&beside)?;
     }
     let mut file = fs.create(&beside)?;
-    file.write_all(bytes)?;
+    write(&mut *file)?;
     file.sync()?;
     fs.rename(&beside, path)?;
     match path.parent() {

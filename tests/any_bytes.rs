@@ -24,7 +24,9 @@ use streamgauge::config::{self, Overrides};
 use streamgauge::epoch_log::{
     Close, Control, Durability, EpochLog, Frame, Frames, Header, Known, LOG_VERSION, LogEnd, Range, read_term,
 };
-use streamgauge::seam::RealFs;
+use streamgauge::metrics::Metrics;
+use streamgauge::outage::{Disk, what};
+use streamgauge::seam::{RealClock, RealFs};
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
@@ -216,11 +218,13 @@ fn epoch_logs() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::create_dir(folder.path().join("term-1")).expect("a folder");
     let Frame::Header(header) = frames().swap_remove(0) else { panic!("the first is the header") };
-    let log = EpochLog::create(Arc::new(RealFs), folder.path(), header, Durability::Process).expect("a log");
+    let clock = Arc::new(RealClock::default());
+    let outage = Disk::new(clock, Arc::default(), Metrics::new().expect("metrics")).outage(what::EPOCH_LOG);
+    let log = EpochLog::create(Arc::new(RealFs), folder.path(), header, Durability::Process, outage).expect("a log");
     for frame in &frames()[1..] {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
-        log.append(&mut bytes).expect("room");
+        log.append(&mut bytes);
     }
     let sound = Frozen::of(folder.path());
     let path = Path::new("/term-1/process-0.000000.log");
@@ -243,7 +247,7 @@ fn checkpoints() {
         Piece::Positions(vec![position]),
     ];
     let logs = vec![(0, LogEnd::start(1, 0))];
-    checkpoint::write_process(&RealFs, folder.path(), (name, 0), logs, pieces).expect("room");
+    checkpoint::write_process(&RealFs, folder.path(), (name, 0), logs, &pieces).expect("room");
     checkpoint::commit(&RealFs, folder.path(), name, (1, 1, "hash")).expect("room");
     let sound = Frozen::of(folder.path());
     let dir = name.dir(Path::new("/"));

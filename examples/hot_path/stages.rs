@@ -20,6 +20,7 @@ use streamgauge::dead_letters::DeadLetters;
 use streamgauge::decode::{Decoder, Outcome};
 use streamgauge::metrics::Metrics;
 use streamgauge::nodes::{Clock, Common, JudgeNode, OutboxNode, Passing, RollingNode, RulesNode};
+use streamgauge::outage::Disk;
 use streamgauge::process::{EpochClock, Shared};
 use streamgauge::run::decoders;
 use streamgauge::seam::{RealClock, RealFs};
@@ -121,12 +122,14 @@ impl World {
         let folder = tempfile::tempdir()?;
         let loaded = job(folder.path(), rules_each)?;
         let pure = loaded.pure();
-        let epochs = EpochClock::start(Arc::new(RealClock::default()), 20_000, 0);
+        let (clock, metrics) = (Arc::new(RealClock::default()), Metrics::new()?);
+        let epochs = EpochClock::start(clock.clone(), 20_000, 0);
+        let disk = Disk::new(clock, Arc::default(), metrics.clone());
         let common = Common {
             worker: 0,
             local: 0,
-            shared: Arc::new(Shared::new(epochs, None, 1, Arc::default())),
-            metrics: Metrics::new()?,
+            shared: Arc::new(Shared::new(epochs, None, disk, 1, Arc::default())),
+            metrics,
             pieces: crossbeam_channel::unbounded().0,
             dictionary: Rc::default(),
             streams: Arc::new(pure.streams()),
@@ -223,6 +226,7 @@ impl World {
             processes: 1,
             workers: 1,
             metrics: metrics.clone(),
+            disk: shared.disk.clone(),
             crew: Arc::new(Idle),
             cuts: Arc::new(|_| ()),
             labels: Arc::new(|_, _| None),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::seam::RealFs;
+use crate::seam::{FileWriter, RealFs};
 use clap::Parser;
 
 fn letter(offset: i64) -> DeadLetter {

@@ -1,8 +1,13 @@
 //! Logs as they are written, cut off, changed and continued.
 
 use super::*;
+use crate::outage::{Disk, Outage, what};
 use crate::seam::RealFs;
 use std::sync::Arc;
+
+fn outage() -> Outage {
+    Disk::for_tests().holding_outage(what::EPOCH_LOG)
+}
 
 fn header(peers: u32) -> Header {
     Header {
@@ -28,9 +33,10 @@ fn close(worker: u32, epoch: Epoch, through: Epoch, next: i64) -> Vec<u8> {
 fn written(frames: &[Vec<u8>]) -> (tempfile::TempDir, Option<TermLog>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     std::fs::create_dir(dir.path().join("term-1")).expect("create");
-    let log = EpochLog::create(Arc::new(RealFs), dir.path(), header(2), Durability::Process).expect("log is created");
+    let log = EpochLog::create(Arc::new(RealFs), dir.path(), header(2), Durability::Process, outage())
+        .expect("log is created");
     for frame in frames {
-        log.append(&mut frame.clone()).expect("append");
+        log.append(&mut frame.clone());
     }
     let read = read_term(&RealFs, dir.path(), 1, &Known::default()).expect("log is read");
     (dir, read)
@@ -64,12 +70,13 @@ fn a_clean_end_commits_everything() {
 fn log(segment_bytes: u64, appends: u64) -> (tempfile::TempDir, Vec<LogEnd>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     std::fs::create_dir(dir.path().join("term-1")).expect("create");
-    let log = EpochLog::create_with(Arc::new(RealFs), dir.path(), header(1), Durability::Process, segment_bytes);
+    let log =
+        EpochLog::create_with(Arc::new(RealFs), dir.path(), header(1), Durability::Process, outage(), segment_bytes);
     let log = log.expect("log is created");
-    let mut ends = vec![log.end()];
+    let mut ends = vec![log.durable_end()];
     for n in 1..=appends {
-        log.append(&mut close(0, n, n, n as i64)).expect("append");
-        ends.push(log.end());
+        log.append(&mut close(0, n, n, n as i64));
+        ends.push(log.durable_end());
     }
     (dir, ends)
 }

@@ -1,11 +1,17 @@
 //! Writing a process' log.
+//!
+//! What the disk refuses is kept, and written when it takes it again: an append never fails, it only does not become
+//! durable. Whoever appends holds its epoch's capability until it is, and appends nothing more while the log holds.
 
 use super::frame::{Frame, LogEnd, MAGIC, seal};
 use super::{Header, term_dir};
-use crate::seam::{FileWriter, Fs};
-use anyhow::{Context, Result, bail};
+use crate::outage::Outage;
+use crate::seam::Fs;
+use crate::tail::{self, Tail};
+use anyhow::{Context, Result};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,23 +34,45 @@ pub struct EpochLog {
     /// Appends so far, and those of them that are durable.
     appended: AtomicU64,
     durable: AtomicU64,
+    /// Whether the disk takes nothing now.
+    holds: AtomicBool,
 }
 
 struct State {
-    file: Box<dyn FileWriter>,
+    tail: Tail,
+    /// Whether the segment's name and header are durable.
+    begun: bool,
+    /// The segment before, until it says that another follows.
+    ending: Option<Ending>,
+    /// Where the log ends, with all that was appended; and as far as that is durable.
     end: LogEnd,
+    sure: LogEnd,
     segment_bytes: u64,
     header: Header,
     dir: PathBuf,
     fs: Arc<dyn Fs>,
+    outage: Outage,
     closed: bool,
-    failed: Option<String>,
+}
+
+struct Ending {
+    path: PathBuf,
+    chain: u32,
+    tail: Tail,
+    /// Whether it was given the frame that says so.
+    told: bool,
 }
 
 impl EpochLog {
     /// Begins the log of a process in its term's directory.
-    pub fn create(fs: Arc<dyn Fs>, logs: &Path, header: Header, durability: Durability) -> Result<Arc<Self>> {
-        Self::create_with(fs, logs, header, durability, SEGMENT_BYTES)
+    pub fn create(
+        fs: Arc<dyn Fs>,
+        logs: &Path,
+        header: Header,
+        durability: Durability,
+        outage: Outage,
+    ) -> Result<Arc<Self>> {
+        Self::create_with(fs, logs, header, durability, outage, SEGMENT_BYTES)
     }
 
     /// The same with segments of another size.
@@ -53,44 +81,62 @@ impl EpochLog {
         logs: &Path,
         header: Header,
         durability: Durability,
+        outage: Outage,
         segment_bytes: u64,
     ) -> Result<Arc<Self>> {
-        let dir = term_dir(logs, header.term);
-        let (file, end) = segment(&*fs, &dir, &header, LogEnd::start(header.term, header.process))?;
-        let state = State { file, end, segment_bytes, header, dir, fs, closed: false, failed: None };
+        let start = LogEnd::start(header.term, header.process);
+        let mut state = State {
+            tail: Tail::new(0),
+            begun: false,
+            ending: None,
+            end: start,
+            sure: start,
+            segment_bytes,
+            dir: term_dir(logs, header.term),
+            header,
+            fs,
+            outage,
+            closed: false,
+        };
+        state.begin_segment();
+        let path = state.path(0);
+        // One that is there already is not ours.
+        let made = state.tail.open(&mut |_| state.fs.create(&path)).and_then(|()| state.settle(durability, false));
+        made.with_context(|| format!("epoch log {}", path.display()))?;
+        state.sure = state.end;
         Ok(Arc::new(Self {
             state: Mutex::new(state),
             more: Condvar::new(),
             durability,
             appended: AtomicU64::new(0),
             durable: AtomicU64::new(0),
+            holds: AtomicBool::new(false),
         }))
     }
 
     /// Appends frames as `Frame::encode` makes them, and says which append this was: `is_durable` tells when it counts.
-    pub fn append(&self, frames: &mut [u8]) -> Result<u64> {
+    pub fn append(&self, frames: &mut [u8]) -> u64 {
         let mut state = self.lock();
-        if let Some(why) = &state.failed {
-            bail!("epoch log: {why}");
-        }
         let chain = seal(frames, state.end.chain);
-        state.file.write_all(frames).context("epoch log: append")?;
+        state.tail.give(frames);
         state.end.length += frames.len() as u64;
         state.end.chain = chain;
-        if state.end.length > state.segment_bytes {
-            state.roll(self.durability)?;
-        }
         let number = self.appended.fetch_add(1, SeqCst) + 1;
-        match self.durability {
-            Durability::Process => self.durable.store(number, SeqCst),
-            Durability::Disk => self.more.notify_one(),
+        if !state.outage.is_on() {
+            if state.end.length > state.segment_bytes {
+                state.roll();
+            }
+            self.settle(&mut state, false);
         }
-        Ok(number)
+        if self.durability == Durability::Disk || state.outage.is_on() {
+            self.more.notify_one();
+        }
+        number
     }
 
-    /// Where the log ends now.
-    pub fn end(&self) -> LogEnd {
-        self.lock().end
+    /// Where the log ends, as far as it is durable: what is complete lies before it.
+    pub fn durable_end(&self) -> LogEnd {
+        self.lock().sure
     }
 
     /// Whether this append, and each before it, is durable.
@@ -98,32 +144,59 @@ impl EpochLog {
         self.durable.load(SeqCst) >= append
     }
 
-    /// With `durability = "disk"`: waits for appends, and makes all of them durable. False: the log is closed.
-    /// Workers look for themselves, on every tick.
-    pub fn sync(&self, patience: Duration) -> Result<bool, String> {
+    /// Whether every append so far is durable.
+    pub fn all_durable(&self) -> bool {
+        self.is_durable(self.appended.load(SeqCst))
+    }
+
+    /// Whether the disk takes nothing now: then no epoch is to be closed, or what waits would grow.
+    pub fn holds(&self) -> bool {
+        self.holds.load(SeqCst)
+    }
+
+    /// Waits for something to do: with `durability = "disk"` makes appends durable, many at once; after the disk refused
+    /// something, tries it again in time. False: the log is closed. Workers look for themselves, on every tick.
+    pub fn work(&self, patience: Duration) -> bool {
         let mut state = self.lock();
-        if !state.closed && self.appended.load(SeqCst) == self.durable.load(SeqCst) && !patience.is_zero() {
-            state = self.more.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
+        let wait = match state.outage.is_on() {
+            true => patience.min(state.outage.left()),
+            false if self.all_durable() => patience,
+            false => Duration::ZERO,
+        };
+        if !state.closed && !wait.is_zero() {
+            state = self.more.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let appended = self.appended.load(SeqCst);
-        if appended > self.durable.load(SeqCst) {
+        if state.outage.is_due() && (state.outage.is_on() || !self.all_durable()) {
             // The lock is held while syncing: appends wait, and the next sync takes them together.
-            match state.file.sync() {
-                Ok(()) => self.durable.store(appended, SeqCst),
-                Err(error) => {
-                    let why = format!("sync: {error}");
-                    state.failed = Some(why.clone());
-                    return Err(why);
-                }
-            }
+            self.settle(&mut state, true);
         }
-        Ok(!state.closed)
+        !state.closed
     }
 
     /// Nothing more is appended.
     pub fn close(&self) {
         self.lock().closed = true;
         self.more.notify_all();
+    }
+
+    /// Gives the disk what it has not got; with `sync` as durable as it is to be.
+    fn settle(&self, state: &mut State, sync: bool) {
+        let appended = self.appended.load(SeqCst);
+        match state.settle(self.durability, sync) {
+            Ok(()) => {
+                if sync || self.durability == Durability::Process {
+                    state.sure = state.end;
+                    self.durable.store(appended, SeqCst);
+                    state.outage.over();
+                    self.holds.store(false, SeqCst);
+                }
+            }
+            Err(error) => {
+                let path = state.path(state.end.segment);
+                state.outage.failed(&path, &error);
+                self.holds.store(true, SeqCst);
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -133,31 +206,72 @@ impl EpochLog {
 }
 
 impl State {
-    /// Goes on in another segment. The old one says so once the other is there: none can go missing unseen.
-    fn roll(&mut self, durability: Durability) -> Result<()> {
-        if durability == Durability::Disk {
-            self.file.sync().context("epoch log: sync")?;
+    fn path(&self, segment: u32) -> PathBuf {
+        self.dir.join(format!("process-{}.{segment:06}.log", self.header.process))
+    }
+
+    /// Gives the new segment, whose file is not there yet, its first bytes.
+    fn begin_segment(&mut self) {
+        let mut bytes = MAGIC.to_vec();
+        Frame::Header(Header { segment: self.end.segment, ..self.header.clone() }).encode(&mut bytes);
+        self.end.chain = seal(&mut bytes[MAGIC.len()..], self.end.chain);
+        self.end.length = bytes.len() as u64;
+        self.tail.give(&bytes);
+        self.begun = false;
+    }
+
+    /// What comes next is for another segment.
+    fn roll(&mut self) {
+        let tail = std::mem::replace(&mut self.tail, Tail::new(0));
+        let path = self.path(self.end.segment);
+        self.ending = Some(Ending { path, chain: self.end.chain, tail, told: false });
+        self.end = LogEnd { segment: self.end.segment + 1, length: 0, chain: self.end.chain };
+        self.begin_segment();
+    }
+
+    /// Writes what has not been written, the older segment first; after an error again from where it failed. The old
+    /// segment says that another follows once that is there: none can go missing unseen.
+    fn settle(&mut self, durability: Durability, sync: bool) -> io::Result<()> {
+        if let Some(ending) = &mut self.ending {
+            ending.settle(&*self.fs, durability)?;
         }
-        let next = LogEnd { segment: self.end.segment + 1, length: 0, chain: self.end.chain };
-        let (file, end) = segment(&*self.fs, &self.dir, &self.header, next)?;
-        let mut last = Vec::new();
-        Frame::Next.encode(&mut last);
-        seal(&mut last, self.end.chain);
-        self.file.write_all(&last).context("epoch log: append")?;
-        (self.file, self.end) = (file, end);
+        let (fs, path) = (&*self.fs, self.path(self.end.segment));
+        let mut open = |length| tail::open(fs, &path, length);
+        self.tail.flush(&mut open)?;
+        if !self.begun {
+            self.tail.sync(&mut open)?;
+            fs.sync_dir(&self.dir)?;
+            self.begun = true;
+        }
+        match durability {
+            Durability::Process => self.tail.trust(),
+            Durability::Disk if sync => self.tail.sync(&mut open)?,
+            Durability::Disk => {}
+        }
+        if let Some(ending) = &mut self.ending {
+            ending.tell();
+            ending.settle(fs, durability)?;
+            self.ending = None;
+        }
         Ok(())
     }
 }
 
-/// Begins a segment where a log has come to.
-fn segment(fs: &dyn Fs, dir: &Path, header: &Header, at: LogEnd) -> Result<(Box<dyn FileWriter>, LogEnd)> {
-    let path = dir.join(format!("process-{}.{:06}.log", header.process, at.segment));
-    let mut file = fs.create(&path).with_context(|| format!("epoch log {}", path.display()))?;
-    let mut bytes = MAGIC.to_vec();
-    Frame::Header(Header { segment: at.segment, ..header.clone() }).encode(&mut bytes);
-    let chain = seal(&mut bytes[MAGIC.len()..], at.chain);
-    file.write_all(&bytes)?;
-    file.sync()?;
-    fs.sync_dir(dir)?;
-    Ok((file, LogEnd { segment: at.segment, length: bytes.len() as u64, chain }))
+impl Ending {
+    fn tell(&mut self) {
+        if !std::mem::replace(&mut self.told, true) {
+            let mut last = Vec::new();
+            Frame::Next.encode(&mut last);
+            seal(&mut last, self.chain);
+            self.tail.give(&last);
+        }
+    }
+
+    fn settle(&mut self, fs: &dyn Fs, durability: Durability) -> io::Result<()> {
+        let mut open = |length| tail::open(fs, &self.path, length);
+        match durability {
+            Durability::Process => self.tail.flush(&mut open),
+            Durability::Disk => self.tail.sync(&mut open),
+        }
+    }
 }

@@ -29,6 +29,8 @@ fn filled() -> Arc<Metrics> {
     metrics.rule_series.with_label_values(&["too-hot"]).set(1);
     metrics.alerts.with_label_values(&["too-hot", "warning", "firing"]).set(1);
     metrics.alert_changes_total.with_label_values(&["too-hot", "warning", "firing"]).inc();
+    metrics.disk_up.with_label_values(&["epoch_log"]).set(1);
+    metrics.disk_errors_total.with_label_values(&["epoch_log"]).inc();
     metrics.mesh_refused_total.with_label_values(&["mismatch"]).inc();
     let sink = "alerts";
     {

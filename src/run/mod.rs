@@ -14,6 +14,7 @@ use crate::error::{Exit, Failure};
 use crate::ledger::Counts;
 use crate::metrics::Metrics;
 use crate::nodes::{Totals, Trip};
+use crate::outage::Disk;
 use crate::progress::ReadingBar;
 use crate::seam::{Clock, Fs, RealClock, RealFs};
 use crate::server;
@@ -156,7 +157,8 @@ impl Run {
         let readiness = self.options.readiness.clone().unwrap_or_default();
         let flag = self.options.stop.clone().unwrap_or_default();
         let stopping = Arc::new(Stopping::new(flag, readiness.clone(), runtime.handle().clone()));
-        let world = Arc::new(World { run: self, runtime, metrics, readiness, stopping });
+        let disk = Disk::new(self.clock.clone(), readiness.clone(), metrics.clone());
+        let world = Arc::new(World { run: self, runtime, metrics, readiness, disk, stopping });
         let came = match &world.run.options.replay_into {
             Some(into) => world.replay(into.clone()),
             None => world.live(listener),

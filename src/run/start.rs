@@ -4,19 +4,20 @@ use super::stretch::{Started, Stretch};
 use super::{decoders, start_failure};
 use crate::checkpoint::{self, Expected, Piece};
 use crate::checkpointer::{self, Checkpointer};
-use crate::config::Durability as DurabilitySetting;
+use crate::config::{Durability as DurabilitySetting, WhenFull};
 use crate::crew::{Part, Working};
 use crate::dataflow::Logic;
 use crate::dead_lane::{self, DeadLane};
 use crate::dead_letters::{self, DeadLetters, Position as DeadPosition};
 use crate::epoch_log::{Durability, EpochLog, Header, LOG_VERSION};
 use crate::error::Failure;
+use crate::outage::what;
 use crate::plan::Plan;
 use crate::process::{EpochClock, Shared};
-use crate::seam::Fs;
 use crate::server::status::Process as ProcessStatus;
 use crate::server::views_api::Views as ViewClients;
 use crate::server::{self, ServerState};
+use crate::shed::{Retrying, ShedStore};
 use crate::sink::{LaneContext, Lanes};
 use crate::terms::Fence;
 use crossbeam_channel::unbounded;
@@ -71,13 +72,20 @@ impl Stretch {
                 DurabilitySetting::Disk => Durability::Disk,
             };
             Some(
-                EpochLog::create(fs.clone(), &self.layout.logs, header, durability)
-                    .map_err(|e| state(&format!("{e:#}")))?,
+                EpochLog::create(
+                    fs.clone(),
+                    &self.layout.logs,
+                    header,
+                    durability,
+                    world.disk.holding_outage(what::EPOCH_LOG),
+                )
+                .map_err(|e| state(&format!("{e:#}")))?,
             )
         } else {
             None
         };
-        let shared = Arc::new(Shared::new(epochs, log.clone(), self.workers, world.stopping.flag.clone()));
+        let shared =
+            Arc::new(Shared::new(epochs, log.clone(), world.disk.clone(), self.workers, world.stopping.flag.clone()));
         world.stopping.runs(&shared, plan.live);
         if let Some(mesh) = world.stopping.mesh.get() {
             let shared = Arc::downgrade(&shared);
@@ -132,7 +140,9 @@ impl Stretch {
         let others: Result<Vec<crate::sink::LaneState>, _> =
             lanes_of("").into_iter().map(serde_json::from_value).collect();
         let inventory = self.pure.inventory.clone();
-        let shed_to = (fs.clone(), self.layout.data.join("shed"), Mutex::new(()));
+        let shed = ShedStore::new(fs.clone(), self.layout.data.join("shed"), &world.disk);
+        let sheds = self.sinks.values().any(|sink| sink.lane().when_full == WhenFull::DeadLetter);
+        let shed_to = shed.clone();
         let context = LaneContext {
             fs: fs.clone(),
             clock: run.clock.clone(),
@@ -145,6 +155,7 @@ impl Stretch {
             processes: self.processes,
             workers: self.workers,
             metrics: world.metrics.clone(),
+            disk: world.disk.clone(),
             crew: run.crew.clone(),
             cuts: Arc::new(move |state| match serde_json::to_value(&state) {
                 // Nobody there to take it: the process is ending.
@@ -152,13 +163,7 @@ impl Stretch {
                 Err(error) => tracing::error!(%error, "a lane's state cannot be written down"),
             }),
             labels: Arc::new(move |sensor: &str, label: &str| inventory.get(sensor)?.get(label).cloned()),
-            shed: Arc::new(move |sink: &str, shed: crate::sink::Shed| {
-                let (fs, dir, one_at_a_time) = &shed_to;
-                let _guard = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Err(error) = set_aside(&**fs, dir, sink, &shed) {
-                    tracing::error!(sink, %error, "what a full lane shed cannot be written down, and is lost");
-                }
-            }),
+            shed: Arc::new(move |sink: &str, shed: crate::sink::Shed| shed_to.take(sink, &shed)),
         };
         let others = others.map_err(|e| state(&format!("checkpoint: lanes: {e}")))?;
         let lanes = Lanes::open(&*run.destinations, &self.sinks, context, others, world.runtime.handle())
@@ -193,6 +198,7 @@ impl Stretch {
             metrics: world.metrics.clone(),
             readiness: world.readiness.clone(),
             shared: shared.clone(),
+            shed: shed.clone(),
             committed: Box::new(move |cut| {
                 if let Some(lanes) = &*committed.read().unwrap_or_else(PoisonError::into_inner) {
                     lanes.committed(cut);
@@ -201,11 +207,11 @@ impl Stretch {
         };
         let (checkpointer, last_checkpoint) = Checkpointer::new(checkpointer, received);
         let mut parts = vec![dead_lane, self.take_up("checkpointer", checkpointer)?];
-        if let Some(log) = log
-            && run.config.epochs.durability == DurabilitySetting::Disk
-        {
-            let shared = shared.clone();
-            parts.push(self.take_up("epoch log", Syncing { log, shared })?);
+        if let Some(log) = log {
+            parts.push(self.take_up("epoch log", LogWork(log))?);
+        }
+        if sheds {
+            parts.push(self.take_up("shed", Retrying(Arc::downgrade(&shed)))?);
         }
 
         let clients = Arc::new(ViewClients::new(self.workers));
@@ -271,47 +277,11 @@ impl Stretch {
     }
 }
 
-/// With `durability = "disk"`: makes the epoch log durable, many appends at once.
-struct Syncing {
-    log: Arc<EpochLog>,
-    shared: Arc<Shared>,
-}
+/// With `durability = "disk"` makes the epoch log durable, many appends at once; writes what the disk refused.
+struct LogWork(Arc<EpochLog>);
 
-impl Part for Syncing {
+impl Part for LogWork {
     fn turn(&mut self, patience: Duration) -> bool {
-        self.log.sync(patience).unwrap_or_else(|error| {
-            self.shared.fail(Failure::state(format!("epoch log: {error}; make room or give data_dir another disk")));
-            false
-        })
+        self.0.work(patience)
     }
-}
-
-/// What a lane with `when_full = "dead_letter"` had no room for: a JSON line each in `data_dir/shed/SINK.jsonl`.
-fn set_aside(fs: &dyn Fs, dir: &std::path::Path, sink: &str, shed: &crate::sink::Shed) -> std::io::Result<()> {
-    let mut lines = Vec::new();
-    match shed {
-        crate::sink::Shed::Alerts(alerts) => {
-            for entry in &alerts.0.alerts {
-                crate::sink::line::write(alerts.0.epoch, entry, &mut lines);
-                lines.push(b'\n');
-            }
-        }
-        crate::sink::Shed::Rows(rows) => {
-            for row in &rows.batch.rows {
-                let (source, topic) = &rows.batch.streams[usize::from(row.stream)];
-                let name = rows.names.name(row.series);
-                let line = serde_json::json!({
-                    "source": source, "topic": topic, "partition": row.partition, "offset": row.offset, "index": row.index,
-                    "sensor": name.map(|n| &*n.sensor), "metric": name.map(|n| &*n.metric), "time": row.time,
-                    "value": row.value,
-                });
-                lines.extend(line.to_string().into_bytes());
-                lines.push(b'\n');
-            }
-        }
-    }
-    fs.create_dir(dir)?;
-    let path = dir.join(format!("{sink}.jsonl"));
-    let mut file = if fs.exists(&path) { fs.append(&path)? } else { fs.create(&path)? };
-    file.write_all(&lines)
 }

@@ -94,11 +94,19 @@ impl Stopping {
             if let (Some(shared), _) = this.current()
                 && !shared.all_finished()
             {
-                shared.fail(Failure::stopped());
+                shared.fail(match this.disk() {
+                    // What was read and not written down counts as not read.
+                    Some(disk) => Failure::unreachable(format!(
+                        "stopped while the disk took nothing ({disk}): the last epochs are not written down, and their \
+                         records are read again by the next start"
+                    )),
+                    None => Failure::stopped(),
+                });
             }
             tokio::time::sleep(WITHIN - WORKERS).await;
             let code = if this.saved.load(SeqCst) { Exit::Stopped } else { Exit::Unreachable };
-            tracing::error!(saved = code == Exit::Stopped, "the stop takes too long: this process ends as it is");
+            let (saved, disk) = (code == Exit::Stopped, this.disk().unwrap_or_default());
+            tracing::error!(saved, disk, "the stop takes too long: this process ends as it is");
             std::process::exit(code as i32);
         });
     }
@@ -109,6 +117,12 @@ impl Stopping {
         if let Some(mesh) = self.mesh.get() {
             mesh.stop();
         }
+    }
+
+    /// What the disk refuses now.
+    pub(super) fn disk(&self) -> Option<String> {
+        let problems = self.readiness.problems();
+        problems.into_iter().find(|problem| problem.reason == reason::DISK).map(|problem| problem.problem)
     }
 
     /// What runs now; a stop that came before has it end at once, unless it can go on to a last checkpoint.

@@ -335,9 +335,10 @@ impl Stretch {
             return Ok(());
         }
         Err(started.shared.take_failure().unwrap_or_else(|| {
-            Failure::unreachable(
-                "the last checkpoint was not completed in time; the next run goes on from the one before",
-            )
+            let disk = self.world.stopping.disk().map(|disk| format!(" ({disk})")).unwrap_or_default();
+            Failure::unreachable(format!(
+                "the last checkpoint was not completed in time{disk}; the next run goes on from the one before"
+            ))
         }))
     }
 }

@@ -9,6 +9,7 @@ use crate::epoch_log;
 use crate::error::Failure;
 use crate::metrics::Metrics;
 use crate::nodes::Totals;
+use crate::outage::Disk;
 use crate::panics;
 use crate::plan::{self, Layout, Plan};
 use crate::seam::{make_dir, replace};
@@ -26,6 +27,7 @@ pub(super) struct World {
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Arc<Readiness>,
+    pub(super) disk: Arc<Disk>,
     pub(super) stopping: Arc<Stopping>,
 }
 

@@ -12,6 +12,8 @@ pub mod reason {
     pub const SOURCE_DOWN: &str = "source_down";
     /// The conservation law does not hold.
     pub const CONSERVATION: &str = "conservation";
+    /// The disk of the data directory takes nothing of something.
+    pub const DISK: &str = "disk";
     /// A sink's lane has not got through for long, or is full.
     pub const LANE_STUCK: &str = "lane_stuck";
     /// Reading up to where the partitions ended at start, or after an interruption.

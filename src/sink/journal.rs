@@ -3,9 +3,12 @@
 //! Part of the checkpoint: its length at the cut is recorded, and a restart cuts it back to that before replay writes the
 //! rest again. So every line stands in it once, whatever dies. Whoever writes it has it locked. A start that finds it
 //! locked by a process that it replaces goes on in a copy: what the other still writes goes into a file without a name.
+//! What the disk refuses, or may have dropped when a sync failed, is written again (`tail`).
 
 use super::*;
+use crate::outage::Outage;
 use crate::seam::{FileWriter, Fs};
+use crate::tail::{Open, Tail, UNSURE_MAX};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,53 +18,47 @@ pub const JOURNAL: &str = "journal";
 
 /// The file, and how far it is good.
 pub struct Journal {
-    fs: Arc<dyn Fs>,
-    path: PathBuf,
-    file: Option<Box<dyn FileWriter>>,
-    length: u64,
-    synced: bool,
-    /// Whether it was ours once: then nobody else may have it.
-    ours: bool,
+    file: File,
+    tail: Tail,
+    outage: Outage,
     bytes: Vec<u8>,
 }
 
-impl Journal {
-    /// A journal of which the first `length` bytes belong to the checkpoint.
-    pub fn new(fs: Arc<dyn Fs>, path: PathBuf, length: u64) -> Self {
-        Self { fs, path, file: None, length, synced: false, ours: false, bytes: Vec::new() }
-    }
+struct File {
+    fs: Arc<dyn Fs>,
+    path: PathBuf,
+    /// Whether it was ours once: then nobody else may have it.
+    ours: bool,
+    /// Whether its name is durable.
+    named: bool,
+}
 
+impl File {
     /// Opens it for appending, without what may lie beyond its good length.
-    fn open(&mut self) -> io::Result<()> {
-        if self.file.is_none() {
-            if !self.fs.exists(&self.path) {
-                drop(self.fs.create(&self.path)?);
-                if let Some(dir) = self.path.parent() {
-                    self.fs.sync_dir(dir)?;
-                }
-            }
-            let mut file = self.fs.append(&self.path)?;
-            if !file.try_lock()? {
-                if self.ours {
-                    return Err(io::Error::other("another streamgauge has it; this one has been replaced"));
-                }
-                file = self.copy()?;
-            } else {
-                self.fs.truncate(&self.path, self.length)?;
-            }
-            (self.file, self.ours) = (Some(file), true);
+    fn open(&mut self, length: u64) -> io::Result<Box<dyn FileWriter>> {
+        if !self.fs.exists(&self.path) {
+            drop(self.fs.create(&self.path)?);
         }
-        Ok(())
+        let mut file = self.fs.append(&self.path)?;
+        if file.try_lock()? {
+            self.fs.truncate(&self.path, length)?;
+        } else if self.ours {
+            return Err(io::Error::other("another streamgauge has it; this one has been replaced"));
+        } else {
+            file = self.copy(length)?;
+        }
+        self.ours = true;
+        Ok(file)
     }
 
     /// Puts a copy of what is good of it in its place.
-    fn copy(&self) -> io::Result<Box<dyn FileWriter>> {
+    fn copy(&self, length: u64) -> io::Result<Box<dyn FileWriter>> {
         let beside = self.path.with_extension("copy");
         if self.fs.exists(&beside) {
             self.fs.remove(&beside)?;
         }
         let mut bytes = self.fs.read(&self.path)?;
-        bytes.truncate(self.length as usize);
+        bytes.truncate(length as usize);
         let mut file = self.fs.create(&beside)?;
         if !file.try_lock()? {
             return Err(io::Error::other("another streamgauge begins on this data_dir"));
@@ -69,36 +66,36 @@ impl Journal {
         file.write_all(&bytes)?;
         file.sync()?;
         self.fs.rename(&beside, &self.path)?;
-        if let Some(dir) = self.path.parent() {
-            self.fs.sync_dir(dir)?;
-        }
+        self.sync_dir()?;
         tracing::warn!(journal = %self.path.display(), "a process that was replaced still has the journal; this one goes on in a copy");
         Ok(file)
     }
 
-    fn append(&mut self) -> io::Result<()> {
-        self.open()?;
-        if let Some(file) = &mut self.file {
-            file.write_all(&self.bytes)?;
-            self.length += self.bytes.len() as u64;
-            self.synced = false;
-        }
-        Ok(())
+    fn sync_dir(&self) -> io::Result<()> {
+        self.path.parent().map_or(Ok(()), |dir| self.fs.sync_dir(dir))
+    }
+}
+
+impl Journal {
+    /// A journal of which the first `length` bytes belong to the checkpoint.
+    pub fn new(fs: Arc<dyn Fs>, path: PathBuf, length: u64, outage: Outage) -> Self {
+        let file = File { fs, path, ours: false, named: false };
+        Self { file, tail: Tail::new(length), outage, bytes: Vec::new() }
     }
 
-    fn sync(&mut self) -> io::Result<()> {
-        self.open()?;
-        if let Some(file) = self.file.as_mut().filter(|_| !self.synced) {
-            file.sync()?;
-            self.synced = true;
+    /// Does something with the file, and says what came of it.
+    fn with(&mut self, act: impl FnOnce(&mut Tail, Open<'_>) -> io::Result<()>) -> Result<(), SinkError> {
+        let Self { file, tail, outage, .. } = self;
+        match act(tail, &mut |length| file.open(length)) {
+            Ok(()) => {
+                outage.over();
+                Ok(())
+            }
+            Err(error) => {
+                outage.failed(&file.path, &error);
+                Err(SinkError::Unavailable(format!("{}: {error}", file.path.display())))
+            }
         }
-        Ok(())
-    }
-
-    fn failed(&mut self, error: &io::Error) -> SinkError {
-        // Perhaps half of a line was written: opening it again cuts that off.
-        self.file = None;
-        SinkError::Unavailable(format!("{}: {error}", self.path.display()))
     }
 }
 
@@ -110,34 +107,53 @@ impl Sink for Journal {
     }
 
     async fn connect(&mut self, _term: u64) -> Result<(), StartError> {
-        let found = self.fs.len(&self.path).unwrap_or(0);
-        if found < self.length {
-            return Err(StartError::Corrupt(format!(
-                "{}: {found} bytes, but the checkpoint knows of {}; the file was cut or replaced",
-                self.path.display(),
-                self.length
-            )));
+        let File { fs, path, ours, .. } = &self.file;
+        let cannot = |error: io::Error| StartError::Io(format!("{}: {error}", self.file.path.display()));
+        if !ours {
+            let found = if fs.exists(path) { fs.len(path).map_err(cannot)? } else { 0 };
+            let length = self.tail.length();
+            if found < length {
+                return Err(StartError::Corrupt(format!(
+                    "{}: {found} bytes, but the checkpoint knows of {length}; the file was cut or replaced",
+                    path.display()
+                )));
+            }
         }
-        self.open().map_err(|error| StartError::Io(format!("{}: {error}", self.path.display())))
+        let file = &mut self.file;
+        let opened = self.tail.open(&mut |length| file.open(length));
+        opened.map_err(|error| StartError::Io(format!("{}: {error}", file.path.display())))
     }
 
     async fn write(&mut self, batch: &[Alerts]) -> Result<Written, SinkError> {
-        self.bytes.clear();
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
         let mut entries = 0;
         for alerts in batch {
             for entry in &alerts.0.alerts {
-                line::write(alerts.0.epoch, entry, &mut self.bytes);
-                self.bytes.push(b'\n');
+                line::write(alerts.0.epoch, entry, &mut bytes);
+                bytes.push(b'\n');
                 entries += 1;
             }
         }
-        self.append().map_err(|error| self.failed(&error))?;
+        let written = self.with(|tail, open| {
+            if tail.unsure() > UNSURE_MAX {
+                tail.sync(open)?;
+            }
+            tail.append(&bytes, open)
+        });
+        self.bytes = bytes;
+        written?;
         Ok(Written { entries, ..Written::default() })
     }
 
     async fn take_cut(&mut self, _cut: Epoch) -> Result<Held, SinkError> {
-        self.sync().map_err(|error| self.failed(&error))?;
-        Ok(Held { length: Some(self.length), ..Held::default() })
+        self.with(|tail, open| tail.sync(open))?;
+        if !self.file.named {
+            let named = self.file.sync_dir();
+            self.with(|_, _| named)?;
+            self.file.named = true;
+        }
+        Ok(Held { length: Some(self.tail.length()), ..Held::default() })
     }
 }
 
@@ -145,6 +161,7 @@ impl Sink for Journal {
 mod tests {
     use super::super::test_fs::MemFs;
     use super::*;
+    use crate::outage::{Disk, what};
     use operators::{Alert, AlertState};
     use std::path::Path;
 
@@ -171,7 +188,8 @@ mod tests {
     }
 
     fn journal(fs: &MemFs, length: u64) -> Journal {
-        Journal::new(Arc::new(fs.clone()), "/data/journal.jsonl".into(), length)
+        let outage = Disk::for_tests().outage(what::JOURNAL);
+        Journal::new(Arc::new(fs.clone()), "/data/journal.jsonl".into(), length, outage)
     }
 
     fn text(fs: &MemFs) -> String {

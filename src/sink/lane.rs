@@ -125,7 +125,13 @@ impl<T: Item> Lane<T> {
                 let items: Vec<T> = segment::read(&*lane.fs, &lane.settings.dir, listed)?;
                 let count = items.iter().map(Item::count).sum();
                 lane.spilled_bytes += listed.length;
-                lane.spilled.push_back(Spilled { segment: listed.clone(), count, since: 0, synced: true });
+                lane.spilled.push_back(Spilled {
+                    segment: listed.clone(),
+                    count,
+                    since: 0,
+                    synced: true,
+                    sync_tried: false,
+                });
             }
             let names: Vec<String> = state.segments.iter().map(|s| s.name.clone()).collect();
             if state.process != lane.settings.process {

@@ -7,6 +7,7 @@ use super::*;
 use crate::config::{LaneSettings, SinkSettings, Size, WhenFull};
 use crate::crew::{Crew, Part, Working, await_seen};
 use crate::metrics::Metrics;
+use crate::outage::{Disk, what};
 use crate::seam::{Clock, Fs, make_dir};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ pub struct LaneContext {
     pub workers: usize,
     /// Figures.
     pub metrics: Arc<Metrics>,
+    /// How the disk of the data directory is doing.
+    pub disk: Arc<Disk>,
     /// Who works on lanes.
     pub crew: Arc<dyn Crew>,
     /// Where each lane hands its state at each cut.
@@ -209,7 +212,8 @@ impl Lanes {
                 )));
             }
             let length = opening.restored(JOURNAL).iter().filter_map(|state| state.length).max().unwrap_or(0);
-            let journal = Journal::new(Arc::clone(&ctx.fs), ctx.dir.with_file_name("journal.jsonl"), length);
+            let (path, outage) = (ctx.dir.with_file_name("journal.jsonl"), ctx.disk.outage(what::JOURNAL));
+            let journal = Journal::new(Arc::clone(&ctx.fs), path, length, outage);
             opening.alerts(JOURNAL, JOURNAL_LANE, journal)?;
             names.push(JOURNAL.to_owned());
         }

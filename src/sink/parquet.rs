@@ -35,6 +35,8 @@ pub struct ParquetArchive {
     finished: Vec<OpenFile>,
     /// Listed for a cut, not shown yet.
     listed: Vec<(Epoch, FileRef)>,
+    /// Whether names were given that the directory may not have durably.
+    renamed: bool,
 }
 
 impl ParquetArchive {
@@ -53,7 +55,16 @@ impl ParquetArchive {
             open: None,
             finished: Vec::new(),
             listed: Vec::new(),
+            renamed: false,
         }
+    }
+
+    fn sync_names(&mut self) -> Result<(), SinkError> {
+        if self.renamed {
+            self.fs.sync_dir(&self.dir).map_err(|error| self.failed(&error))?;
+            self.renamed = false;
+        }
+        Ok(())
     }
 
     /// Names what the checkpoint lists; removes what no checkpoint will ever list.
@@ -173,9 +184,14 @@ impl Sink for ParquetArchive {
         self.gather().map_err(|error| self.failed(&error))?;
         self.finished.extend(self.open.take());
         let mut seq = 0;
-        let mut changed = false;
         while let Some(file) = self.finished.first_mut() {
-            let finished = file.finish().and_then(|()| {
+            let sound = if file.doubtful() {
+                self.sequence += 1;
+                file.copy(self.dir.join(files::open_name(self.term, self.process, self.sequence)))
+            } else {
+                Ok(())
+            };
+            let finished = sound.and_then(|()| file.finish()).and_then(|()| {
                 let name = files::free_name(&*self.fs, &self.dir, (self.term, self.process, cut), &mut seq);
                 self.fs.rename(file.path(), &self.dir.join(files::hidden(&name)))?;
                 Ok(FileRef { name, length: file.length(), rows: file.rows() })
@@ -183,26 +199,20 @@ impl Sink for ParquetArchive {
             let listed = finished.map_err(|error| self.failed(&error))?;
             self.listed.push((cut, listed));
             self.finished.remove(0);
-            changed = true;
+            self.renamed = true;
         }
-        if changed {
-            self.fs.sync_dir(&self.dir).map_err(|error| self.failed(&error))?;
-        }
+        self.sync_names()?;
         Ok(Held { files: self.listed.iter().map(|(_, file)| file.clone()).collect(), length: None })
     }
 
     async fn commit(&mut self, cut: Epoch) -> Result<(), SinkError> {
-        let mut changed = false;
         while let Some((_, file)) = self.listed.first().filter(|(of, _)| *of <= cut) {
             let hidden = self.dir.join(files::hidden(&file.name));
             self.fs.rename(&hidden, &self.dir.join(&file.name)).map_err(|error| self.failed(&error))?;
             self.listed.remove(0);
-            changed = true;
+            self.renamed = true;
         }
-        if changed {
-            self.fs.sync_dir(&self.dir).map_err(|error| self.failed(&error))?;
-        }
-        Ok(())
+        self.sync_names()
     }
 }
 

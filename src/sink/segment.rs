@@ -81,15 +81,25 @@ pub fn write<'a, T: Item>(
     sync: bool,
 ) -> io::Result<SegmentRef> {
     let (bytes, frames) = encode(items);
-    let path = dir.join(&name);
-    let mut file = fs.create(&path)?;
-    let written = file.write_all(&bytes).and_then(|()| if sync { file.sync() } else { Ok(()) });
-    if let Err(error) = written {
-        // Half a file that nothing names: out of the way, if the disk lets us.
-        let _ = fs.remove(&path);
-        return Err(error);
-    }
+    write_bytes(fs, &dir.join(&name), &bytes, sync)?;
     Ok(SegmentRef { name, length: bytes.len() as u64, frames, crc: crc32fast::hash(&bytes), below: u64::MAX })
+}
+
+fn write_bytes(fs: &dyn Fs, path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+    let mut file = fs.create(path)?;
+    let written = file.write_all(bytes).and_then(|()| if sync { file.sync() } else { Ok(()) });
+    if written.is_err() {
+        // Half a file that nothing names: out of the way, if the disk lets us.
+        let _ = fs.remove(path);
+    }
+    written
+}
+
+/// Writes a segment's bytes, which must be what they were, as a new file; durable but for its name.
+pub fn copy(fs: &dyn Fs, dir: &Path, segment: &SegmentRef, name: String) -> Result<SegmentRef, SegmentError> {
+    let bytes = verified(fs, dir, segment)?;
+    write_bytes(fs, &dir.join(&name), &bytes, true)?;
+    Ok(SegmentRef { name, ..segment.clone() })
 }
 
 /// The batches of a segment that count.

@@ -37,6 +37,8 @@ const BATCH: usize = 2048;
 const FULL_EPOCH: u64 = 16_384;
 /// How long a source waits before it looks again whether there is room.
 const PAUSE: Duration = Duration::from_millis(1);
+/// The same while the disk takes nothing, which lasts.
+const HOLD: Duration = Duration::from_millis(20);
 
 /// A record or value that is refused, with its bytes, its place and the reason.
 #[derive(Clone, Debug)]
@@ -222,7 +224,7 @@ pub fn source_node<'s>(
             while in_flight.front().is_some_and(|(epoch, _)| !probe.less_equal(epoch)) {
                 under_way -= in_flight.pop_front().map_or(0, |(_, n)| n);
             }
-            let room = under_way < node.settings.room.readings && !node.settings.lanes.full();
+            let room = under_way < node.settings.room.readings && !node.full();
             let turn = match node.turn(room) {
                 Ok(turn) => turn,
                 Err(failure) => {
@@ -373,7 +375,7 @@ impl SourceNode {
         if let Some(cut) = self.settings.cuts.reached(epoch) {
             self.save(cut);
         }
-        self.write_down(&[], epoch - 1, epoch - 1, Vec::new())
+        Ok(self.write_down(&[], epoch - 1, epoch - 1, Vec::new()))
     }
 
     /// What is to be done now.
@@ -381,7 +383,7 @@ impl SourceNode {
         match self.state {
             State::Replaying => self.replay(room),
             State::Live => self.live(room),
-            State::Finishing => self.finish(),
+            State::Finishing => Ok(self.finish()),
             State::Done => {
                 let closed = Closed { tallies: Vec::new(), controls: Vec::new(), append: None, next: None };
                 Ok(Turn { epoch: self.epoch, closed: Some(closed), again: Again::After(PAUSE) })
@@ -435,24 +437,34 @@ impl SourceNode {
         Ok(turn)
     }
 
+    /// Whether reading is to pause: a lane is full, or the disk takes nothing.
+    fn full(&self) -> bool {
+        self.settings.lanes.full() || self.shared.disk.holds()
+    }
+
     fn live(&mut self, room: bool) -> Result<Turn, Failure> {
         self.discover()?;
-        let open = self.shared.epochs.tick(self.records_in_epoch >= FULL_EPOCH);
         let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
+        let full = self.full();
+        if full && !self.paused {
+            // A pause by back-pressure: what did not arrive says nothing.
+            self.shared.hearing.deafen();
+        }
+        self.paused = full;
+        if self.shared.log_holds() {
+            // The open epoch stays open: its line would only wait behind those that the disk has not taken.
+            turn.again = Again::After(HOLD);
+            return Ok(turn);
+        }
+        let open = self.shared.epochs.tick(self.records_in_epoch >= FULL_EPOCH);
         if open > self.epoch {
-            turn.closed = Some(self.advance(open)?);
+            turn.closed = Some(self.advance(open));
             self.commit();
             if self.ended() {
                 self.state = State::Finishing;
             }
             return Ok(turn);
         }
-        let full = self.settings.lanes.full();
-        if full && !self.paused {
-            // A pause by back-pressure: what did not arrive says nothing.
-            self.shared.hearing.deafen();
-        }
-        self.paused = full;
         if !room {
             turn.again = Again::After(PAUSE);
             return Ok(turn);
@@ -493,42 +505,46 @@ impl SourceNode {
     }
 
     /// The clean end: closes for ever. The process' first worker goes last, and says that we are deaf from then on.
-    fn finish(&mut self) -> Result<Turn, Failure> {
+    fn finish(&mut self) -> Turn {
         let first = self.settings.local == 0;
         let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::After(PAUSE) };
+        if self.shared.log_holds() {
+            turn.again = Again::After(HOLD);
+            return turn;
+        }
         self.shared.last_epoch.fetch_max(self.epoch, SeqCst);
         if first && self.shared.finished.load(SeqCst) + 1 < self.settings.locals {
             // Meanwhile it closes empty epochs, or nothing that the others send could be complete.
             let open = self.shared.epochs.tick(false);
             if open > self.epoch {
-                turn.closed = Some(self.advance(open)?);
+                turn.closed = Some(self.advance(open));
             }
-            return Ok(turn);
+            return turn;
         }
         if first {
             let end = self.shared.last_epoch.load(SeqCst) + 1;
             self.controls.push((end, Control::Deaf { process: self.settings.process }));
         }
-        let closed = self.close(FOR_EVER, None)?;
+        let closed = self.close(FOR_EVER, None);
         self.save(FOR_EVER);
         self.shared.finished.fetch_add(1, SeqCst);
         self.state = State::Done;
         turn.closed = Some(closed);
-        Ok(turn)
+        turn
     }
 
     /// Goes on to the epoch that is open now, and saves if a cut lies between.
-    fn advance(&mut self, open: Epoch) -> Result<Closed, Failure> {
-        let closed = self.close(open - 1, Some(open))?;
+    fn advance(&mut self, open: Epoch) -> Closed {
+        let closed = self.close(open - 1, Some(open));
         self.epoch = open;
         if let Some(cut) = self.settings.cuts.reached(open) {
             self.save(cut);
         }
-        Ok(closed)
+        closed
     }
 
     /// Closes the open epoch: its lines are appended before its capability goes.
-    fn close(&mut self, through: Epoch, next: Option<Epoch>) -> Result<Closed, Failure> {
+    fn close(&mut self, through: Epoch, next: Option<Epoch>) -> Closed {
         self.listen();
         let ranges = self
             .partitions
@@ -542,8 +558,8 @@ impl SourceNode {
             })
             .collect();
         let controls = std::mem::take(&mut self.controls);
-        let append = self.write_down(&controls, self.epoch, through, ranges)?;
-        Ok(Closed { tallies: self.tallies(true), controls, append, next })
+        let append = self.write_down(&controls, self.epoch, through, ranges);
+        Closed { tallies: self.tallies(true), controls, append, next }
     }
 
     /// Appends a close to the log, where there is one; its control lines go before it.
@@ -553,17 +569,17 @@ impl SourceNode {
         epoch: Epoch,
         through: Epoch,
         ranges: Vec<Range>,
-    ) -> Result<Option<u64>, Failure> {
-        let Some(log) = &self.shared.log else { return Ok(None) };
+    ) -> Option<u64> {
+        let log = self.shared.log.as_ref()?;
         self.frames.clear();
         for (epoch, control) in controls {
             Frame::Control(*epoch, *control).encode(&mut self.frames);
         }
         Frame::Close(Close { worker: self.settings.worker as u32, epoch, through, ranges }).encode(&mut self.frames);
         let timer = self.metrics.epoch_log_commit_seconds.start_timer();
-        let append = log.append(&mut self.frames).map_err(|e| Failure::state(format!("{e:#}")))?;
+        let append = log.append(&mut self.frames);
         timer.observe_duration();
-        Ok(Some(append))
+        Some(append)
     }
 
     /// What this epoch has counted; begins anew.
@@ -613,7 +629,7 @@ impl SourceNode {
         }
         if let Some((generation, targets)) = &self.targets
             && self.source.up()
-            && !self.settings.lanes.full()
+            && !self.full()
             && targets.iter().all(|(key, end)| self.partitions.get(key).is_none_or(|p| self.reached(*key, p, *end)))
         {
             self.heard_generation = *generation;

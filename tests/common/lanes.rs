@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use streamgauge::config::SinkSettings;
 use streamgauge::crew::Threads;
 use streamgauge::metrics::Metrics;
+use streamgauge::outage::Disk;
 use streamgauge::seam::{RealClock, RealFs};
 use streamgauge::sink::{
     AlertBatch, Configured, JournalEntry, LaneContext, LaneHandle, LaneState, Lanes, RowBatch, StartError,
@@ -114,6 +115,7 @@ impl Running {
             process: 0,
             processes: 1,
             workers: 1,
+            disk: Disk::new(Arc::new(RealClock::default()), Arc::default(), Arc::clone(&metrics)),
             metrics: Arc::clone(&metrics),
             crew: Arc::new(Threads),
             cuts: Arc::new(move |state| drop(sender.send(state))),

@@ -34,7 +34,13 @@ impl<T: Item> Lane<T> {
                 self.spill_failed = false;
                 let since = self.back.items.front().map_or(now, |w| w.since);
                 self.spilled_bytes += segment.length;
-                self.spilled.push_back(Spilled { segment, count: self.back.count, since, synced: false });
+                self.spilled.push_back(Spilled {
+                    segment,
+                    count: self.back.count,
+                    since,
+                    synced: false,
+                    sync_tried: false,
+                });
                 self.back = Queue::new();
             }
             Err(error) => {
@@ -97,13 +103,12 @@ impl<T: Item> Lane<T> {
             segments.push(segment::write(&*self.fs, &dir, first, items, true)?);
             changed = true;
         }
-        for spilled in &mut self.spilled {
-            if !spilled.synced {
-                self.fs.append(&dir.join(&spilled.segment.name))?.sync()?;
-                spilled.synced = true;
+        for at in 0..self.spilled.len() {
+            if !self.spilled[at].synced {
+                self.make_spilled_durable(at)?;
                 changed = true;
             }
-            segments.push(spilled.segment.clone());
+            segments.push(self.spilled[at].segment.clone());
         }
         if self.back.below(cut).next().is_some() {
             segments.push(segment::write(&*self.fs, &dir, last, self.back.below(cut), true)?);
@@ -111,9 +116,33 @@ impl<T: Item> Lane<T> {
         }
         if changed {
             self.fs.sync_dir(&dir)?;
+            self.spilled.iter_mut().for_each(|spilled| spilled.synced = true);
         }
         segments.iter_mut().for_each(|s| s.below = s.below.min(cut));
         Ok(segments)
+    }
+
+    /// A sync that failed is not repeated, for the next one would succeed and prove nothing: what the file still reads
+    /// as, if that is what was written, goes into another one.
+    fn make_spilled_durable(&mut self, at: usize) -> io::Result<()> {
+        let dir = self.settings.dir.clone();
+        let spilled = &mut self.spilled[at];
+        let path = dir.join(&spilled.segment.name);
+        if !std::mem::replace(&mut spilled.sync_tried, true) {
+            self.fs.append(&path)?.sync()?;
+            spilled.sync_tried = false;
+            return Ok(());
+        }
+        let name = self.segment_name();
+        let spilled = &mut self.spilled[at];
+        let copied = segment::copy(&*self.fs, &dir, &spilled.segment, name).map_err(|error| match error {
+            SegmentError::Io(error) => error,
+            SegmentError::Damaged(what) => io::Error::other(format!("{}: damaged: {what}", path.display())),
+        })?;
+        // The old one is left to the sweep: a checkpoint may list it.
+        spilled.segment = copied;
+        spilled.sync_tried = false;
+        Ok(())
     }
 
     pub(super) fn committed(&mut self, cut: Epoch) {

@@ -147,6 +147,8 @@ pub(super) struct Spilled {
     pub count: u64,
     pub since: u64,
     pub synced: bool,
+    /// Whether a sync was tried, and failed.
+    pub sync_tried: bool,
 }
 
 /// What a checkpoint refers to.

@@ -90,9 +90,16 @@ pub(super) struct OpenFile {
     pending: Vec<u8>,
     /// Bytes that are certainly in the file.
     flushed: u64,
+    /// Their checksum.
+    crc: crc32fast::Hasher,
     rows: u64,
     synced: bool,
+    /// A sync failed: the system may have let go of what it was to write, and would call the next one a success.
+    doubtful: bool,
 }
+
+/// So much of a file is copied at a time.
+const COPY_BYTES: usize = 4 << 20;
 
 impl OpenFile {
     pub fn create(fs: &Arc<dyn Fs>, path: PathBuf, schema: SchemaRef) -> io::Result<Self> {
@@ -101,8 +108,18 @@ impl OpenFile {
         }
         let file = fs.create(&path)?;
         let writer = Groups::new(schema).map_err(io_error)?;
-        let (fs, pending) = (Arc::clone(fs), Vec::new());
-        Ok(Self { fs, path, file: Some(file), writer: Some(writer), pending, flushed: 0, rows: 0, synced: false })
+        Ok(Self {
+            fs: Arc::clone(fs),
+            path,
+            file: Some(file),
+            writer: Some(writer),
+            pending: Vec::new(),
+            flushed: 0,
+            crc: crc32fast::Hasher::new(),
+            rows: 0,
+            synced: false,
+            doubtful: false,
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -139,6 +156,7 @@ impl OpenFile {
         };
         file.write_all(&self.pending)?;
         self.flushed += self.pending.len() as u64;
+        self.crc.update(&self.pending);
         self.pending.clear();
         self.file = Some(file);
         Ok(())
@@ -155,9 +173,42 @@ impl OpenFile {
                 Some(file) => file,
                 None => self.fs.append(&self.path)?,
             };
+            self.doubtful = true;
             file.sync()?;
-            self.synced = true;
+            (self.synced, self.doubtful) = (true, false);
         }
+        Ok(())
+    }
+
+    /// Whether it has to be copied before it is finished.
+    pub fn doubtful(&self) -> bool {
+        self.doubtful
+    }
+
+    /// Goes on in a copy of what the file reads as, if that is what was written.
+    pub fn copy(&mut self, to: PathBuf) -> io::Result<()> {
+        if self.fs.exists(&to) {
+            self.fs.remove(&to)?;
+        }
+        let mut file = self.fs.create(&to)?;
+        let (mut crc, mut at) = (crc32fast::Hasher::new(), 0);
+        while at < self.flushed {
+            let bytes = self.fs.read_range(&self.path, at, COPY_BYTES.min((self.flushed - at) as usize))?;
+            if bytes.is_empty() {
+                break;
+            }
+            crc.update(&bytes);
+            at += bytes.len() as u64;
+            file.write_all(&bytes)?;
+        }
+        if (at, crc.finalize()) != (self.flushed, self.crc.clone().finalize()) {
+            return Err(io::Error::other(
+                "a sync failed, and the file is not what was written; a restart makes it again",
+            ));
+        }
+        // What is left of it goes with the next start at the latest.
+        let _ = self.fs.remove(&self.path);
+        (self.path, self.file, self.doubtful) = (to, Some(file), false);
         Ok(())
     }
 }
