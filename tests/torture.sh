@@ -4,7 +4,8 @@
 #   tests/torture.sh [NAME...]     without names: all of them, for some hours
 #
 # How often is in the environment: KILLS=500 FAILPOINTS=20 RESCALES=100 BROKER_KILLS=20 FAULT_ROUNDS=6 FAULT_SECONDS=60
-# SLOW_SECONDS=600 ZOMBIES=100 CUTS=3 DEATHS=20 DAMAGES=600000 SEED=N (one that is drawn, otherwise). What was reached is published, whatever it is.
+# SLOW_SECONDS=600 ZOMBIES=100 CUTS=3 DEATHS=20 DISK_FAULTS=1000 DISK_ROUNDS=20 DAMAGES=600000 SEED=N (one that is
+# drawn, otherwise). What was reached is published, whatever it is.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 export SG_TESTED=$PWD/TESTED.md
@@ -30,6 +31,10 @@ torture() {
                 "SG_FAULT_ROUNDS=${FAULT_ROUNDS:-6}" "SG_FAULT_SECONDS=${FAULT_SECONDS:-60}"
             ;;
         slow) it "SLOW_SECONDS=${SLOW_SECONDS:-600}" slow_sink:: "SG_SLOW_SECONDS=${SLOW_SECONDS:-600}" ;;
+        disk)
+            it "DISK_FAULTS=${DISK_FAULTS:-1000} DISK_ROUNDS=${DISK_ROUNDS:-20}" full_disk:: \
+                "SG_DISK_FAULTS=${DISK_FAULTS:-1000}" "SG_DISK_ROUNDS=${DISK_ROUNDS:-20}"
+            ;;
         zombies) it "ZOMBIES=${ZOMBIES:-100} SEED=$SG_SEED" zombie:: "SG_ZOMBIES=${ZOMBIES:-100}" ;;
         cuts) it "CUTS=${CUTS:-3}" cut_off:: "SG_CUTS=${CUTS:-3}" ;;
         mesh) it "DEATHS=${DEATHS:-20}" mesh:: "SG_DEATHS=${DEATHS:-20}" ;;
@@ -45,7 +50,7 @@ torture() {
     esac
 }
 
-all=(planted damage cuts mesh kills zombies failpoints rescale broker redis slow)
+all=(planted damage cuts mesh kills zombies failpoints rescale broker redis disk slow)
 [ "$#" -gt 0 ] || set -- "${all[@]}"
 tests/servers/install.sh || exit 1
 failed=()

@@ -30,6 +30,7 @@ mod crash;
 mod cut_off;
 mod errors;
 mod failpoints;
+mod full_disk;
 mod mesh;
 mod operations;
 mod redis_faults;

@@ -20,7 +20,6 @@ use streamgauge::config::{self, Loaded, Overrides};
 use streamgauge::dead_letters::DeadLetter;
 use streamgauge::run::{Run, RunOptions, Summary};
 use streamgauge::seam::{Clock, Fs};
-use streamgauge::server::readiness::Readiness;
 
 /// When the first record arrives, on the world's clock.
 const BEGIN_US: u64 = 5_000_000;
@@ -40,7 +39,7 @@ pub struct Case {
     /// Lives that end badly, or early.
     pub lives: usize,
     pub faults: BTreeSet<String>,
-    /// Calls of the disk in the last life that fail, where it is about those: (first, how many, how).
+    /// Calls of the disk that fail in a life before the last, where it is about those: (first, how many, how).
     pub nth: Option<(u64, u64, Kind)>,
 }
 
@@ -116,10 +115,13 @@ pub struct Report {
     pub failures: u64,
     pub disk_faults: u64,
     pub sink_faults: u64,
-    /// Calls of the disk in the last life.
+    /// Calls of the disk in the newest life, and in the one of which some were to fail.
     pub calls: u64,
-    /// Whether it was ever seen as not ready because of the disk.
-    pub not_ready: bool,
+    pub counted: u64,
+    /// Calls of the disk that failed in a run that had started, and that it had to wait out.
+    pub waited: u64,
+    /// Lives that were cut short while they waited for the disk.
+    pub crashes_in_outage: u64,
 }
 
 struct Plant {
@@ -230,6 +232,10 @@ impl Sim<'_> {
             power = ended.is_none() && self.case.has("power") && self.plant.durability == "disk" && self.rng.bool();
             self.report.power_cuts += u64::from(power);
         }
+        if let Some(nth) = self.case.nth {
+            self.counted_life(nth, power)?;
+            power = false;
+        }
         self.last_life(power)
     }
 
@@ -244,7 +250,10 @@ impl Sim<'_> {
         let mut fate = Fate { outages, full, deaths, pauses, pace_us, ..Fate::default() };
         let mut faults = DiskFaults { eio, ..DiskFaults::default() };
         match rng.u32(0..3) {
-            0 if case.has("crash") => fate.crash_after = Some(rng.u64(1..1_500)),
+            0 if case.has("crash") => {
+                fate.crash_after = Some(rng.u64(1..1_500));
+                fate.crash_in_outage = rng.bool().then(|| rng.u64(0..100));
+            }
             1 if case.has("torn") => faults.crash_at = Some(rng.u64(1..400)),
             _ => {
                 let most = (self.plant.last_arrival + 12_000_000).saturating_sub(now).clamp(1, 30_000_000);
@@ -285,7 +294,6 @@ impl Sim<'_> {
             seed: self.rng.u64(..),
             idle: life.idle,
         };
-        let readiness = Arc::new(Readiness::default());
         let run = Run {
             pure: loaded.pure(),
             config: loaded.config,
@@ -293,7 +301,7 @@ impl Sim<'_> {
                 until_end: life.until_end,
                 replay_into: life.replay_into.map(Into::into),
                 stop: Some(world.stop.clone()),
-                readiness: Some(readiness.clone()),
+                readiness: Some(world.readiness()),
                 ..RunOptions::default()
             },
             fs: Arc::new(disk.clone()),
@@ -322,10 +330,50 @@ impl Sim<'_> {
         self.now.fetch_add(self.rng.u64(1_000..400_000), SeqCst);
         if cut_short {
             report.crashes += 1;
+            report.crashes_in_outage += u64::from(world.seen().not_ready_now);
             return Ok(None);
         }
         report.failures += u64::from(ended.is_err());
+        let seen = world.seen();
+        let Some(started) = seen.started else { return Ok(Some(ended)) };
+        // Once it runs, no fault of the disk ends it; that it waits for one can be seen.
+        let waited = |path: &Path| {
+            path.extension().is_some_and(|e| e == "log" || e == "jsonl") && !path.starts_with("/sim/data/shed")
+        };
+        let failures = disk.failures();
+        let failed: Vec<_> = failures.iter().filter(|(call, path)| *call > started && waited(path)).collect();
+        report.waited += failed.len() as u64;
+        if let (None, Some((call, path))) = (seen.not_ready, failed.first()) {
+            return Err(format!("call {call} of the disk failed ({}), and it was ready all the time", path.display()));
+        }
+        match &ended {
+            // Its time, too, is the world's.
+            Err(failure) if failure.starts_with("the last checkpoint was not completed in time") => {}
+            Err(failure) => return Err(format!("a run that had started failed: {failure}")),
+            Ok(_) if seen.not_ready_now => return Err("it has ended, and still waits for the disk".into()),
+            Ok(_) => {}
+        }
         Ok(Some(ended))
+    }
+
+    /// The last records come in, one call of the disk fails, or some; it may refuse to start then, or die while it waits.
+    fn counted_life(&mut self, (first, count, kind): (u64, u64, Kind), power_before: bool) -> Result<(), String> {
+        let (now, last) = (self.now.load(SeqCst), self.plant.last_arrival);
+        self.now.store(now.max(last - 1_000_000), SeqCst);
+        let text = self.plant.text(&mut self.rng);
+        let crash_in_outage = self.case.has("crash").then(|| self.rng.u64(0..60));
+        let stop_at = Some(last + 1_000_000);
+        let life = Life {
+            fate: Fate { pace_us: 3_000, stop_at, crash_in_outage, ..Fate::default() },
+            faults: DiskFaults { nth: Some((first, count, kind)), ..DiskFaults::default() },
+            power_before,
+            until_end: false,
+            idle: 0,
+            replay_into: None,
+        };
+        self.live(&text, life)?;
+        self.report.counted = self.report.calls;
+        Ok(())
     }
 
     /// Nothing goes wrong any more: everything that there is gets read, and then all must be as it should.
@@ -333,28 +381,21 @@ impl Sim<'_> {
         let now = self.now.load(SeqCst);
         self.now.store(now.max(self.plant.last_arrival + 1), SeqCst);
         let text = self.plant.text(&mut self.rng);
-        let nth = self.case.nth;
         let fate = Fate { pace_us: 3_000, ..Fate::default() };
-        let faults = DiskFaults { nth, ..DiskFaults::default() };
-        let good = |fate: &Fate, faults, power_before| Life {
+        let good = Life {
             fate: fate.clone(),
-            faults,
+            faults: DiskFaults::default(),
             power_before,
             until_end: true,
             idle: 0,
             replay_into: None,
         };
-        let mut ended = self.live(&text, good(&fate, faults, power_before))?;
-        if nth.is_some() && !matches!(ended, Some(Ok(_))) {
-            // It may refuse to start, or give up at the end; nothing is lost.
-            ended = self.live(&text, good(&fate, DiskFaults::default(), false))?;
-        }
+        let ended = self.live(&text, good)?;
         let summary = match ended {
             Some(Ok(summary)) => summary,
             Some(Err(failure)) => return Err(format!("a run without faults failed: {failure}")),
             None => return Err("a run without faults was cut short".into()),
         };
-        let calls = self.report.calls;
         let journal = self.compare(&text, &summary)?;
         // The log, run again on another number of workers, gives the same journal.
         let text = self.plant.text(&mut self.rng);
@@ -372,7 +413,6 @@ impl Sim<'_> {
         }
         let again = self.text_of("/sim/again/journal.jsonl")?;
         first_difference("replay", &again, &journal)?;
-        self.report.calls = calls;
         Ok(self.report)
     }
 

@@ -67,6 +67,8 @@ struct State {
     full: bool,
     calls: u64,
     failed: u64,
+    /// What failed in this life: number and path of the call.
+    failures: Vec<(u64, PathBuf)>,
     trace: u64,
     /// Which life of the program may use it; a call of an earlier one fails.
     life: u64,
@@ -95,21 +97,22 @@ impl State {
         let nth = self.faults.nth.filter(|(first, count, _)| (*first..first + count).contains(&self.calls));
         let eio = self.faults.eio > 0 && self.rng.u32(0..10_000) < self.faults.eio;
         match nth {
-            Some((_, _, Kind::Eio)) => self.fail(io::Error::from_raw_os_error(5)),
-            _ if eio => self.fail(io::Error::from_raw_os_error(5)),
+            Some((_, _, Kind::Eio)) => self.fail(path, io::Error::from_raw_os_error(5)),
+            _ if eio => self.fail(path, io::Error::from_raw_os_error(5)),
             _ => Ok(()),
         }
     }
 
     /// Before each call that needs room.
-    fn room(&mut self) -> Result<(), io::Error> {
+    fn room(&mut self, path: &Path) -> Result<(), io::Error> {
         let nth = self.faults.nth.filter(|(first, count, _)| (*first..first + count).contains(&self.calls));
         let full = self.full || matches!(nth, Some((_, _, Kind::Full)));
-        if full { self.fail(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        if full { self.fail(path, io::Error::from_raw_os_error(28)) } else { Ok(()) }
     }
 
-    fn fail(&mut self, error: io::Error) -> Result<(), io::Error> {
+    fn fail(&mut self, path: &Path, error: io::Error) -> Result<(), io::Error> {
         self.failed += 1;
+        self.failures.push((self.calls, path.to_owned()));
         Err(error)
     }
 
@@ -227,6 +230,7 @@ impl Disk {
             state.settle();
         }
         (state.dead, state.full, state.calls, state.faults) = (false, false, 0, faults);
+        state.failures.clear();
         state.life += 1;
         Disk { state: self.state.clone(), life: state.life }
     }
@@ -255,6 +259,10 @@ impl Disk {
     pub fn failed(&self) -> u64 {
         self.state().failed
     }
+    /// What failed in this life: number and path of the call.
+    pub fn failures(&self) -> Vec<(u64, PathBuf)> {
+        self.state().failures.clone()
+    }
     pub fn trace(&self) -> u64 {
         self.state().trace
     }
@@ -270,7 +278,7 @@ impl FileWriter for Appending {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.disk.state();
         let gone = state.dead || state.life != self.disk.life;
-        let done = state.call(self.disk.life, "write", &self.path).and_then(|()| state.room());
+        let done = state.call(self.disk.life, "write", &self.path).and_then(|()| state.room(&self.path));
         state.note("bytes", &self.path, bytes.len() as u64);
         let fits = match done {
             _ if gone => 0,
@@ -305,7 +313,7 @@ impl Fs for Disk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn FileWriter>> {
         let mut state = self.state();
         state.call(self.life, "create", path)?;
-        state.room()?;
+        state.room(path)?;
         if let Some(dir) = path.parent() {
             state.dir(dir)?;
         }
@@ -378,7 +386,7 @@ impl Fs for Disk {
         state.call(self.life, "create_dir", path)?;
         let missing: Vec<&Path> = path.ancestors().take_while(|p| !state.names.contains_key(*p)).collect();
         for dir in missing.into_iter().rev() {
-            state.room()?;
+            state.room(dir)?;
             state.names.insert(dir.to_owned(), Node::Dir);
             state.changed(dir, Change::Put(dir.to_owned(), Node::Dir));
         }
@@ -387,7 +395,7 @@ impl Fs for Disk {
     fn create_dir_new(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.call(self.life, "create_dir_new", path)?;
-        state.room()?;
+        state.room(path)?;
         if let Some(parent) = path.parent() {
             state.dir(parent)?;
         }

@@ -16,9 +16,12 @@ mod expected;
 mod memory;
 #[path = "../common/random_input.rs"]
 mod random_input;
+mod syncs;
 mod world;
 
 use case::{Case, Report};
+use disk::Kind;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -114,7 +117,8 @@ impl Report {
         self.failures += other.failures;
         self.disk_faults += other.disk_faults;
         self.sink_faults += other.sink_faults;
-        self.not_ready |= other.not_ready;
+        self.waited += other.waited;
+        self.crashes_in_outage += other.crashes_in_outage;
     }
 }
 
@@ -131,6 +135,32 @@ fn seeds_with_faults_equal_the_oracle() {
         assert!(sum.alerts > 10_000 && sum.duplicates > 5_000 && sum.late > 500, "too little to compare: {sum:?}");
         assert!(sum.crashes > 300, "too few crashes: {sum:?}");
         assert!(sum.disk_faults > 100 && sum.sink_faults > 500, "too few faults: {sum:?}");
+        assert!(sum.waited > 100 && sum.crashes_in_outage > 50, "too little waited for: {sum:?}");
+    }
+}
+
+/// One run, once for each call of the disk that it makes: that call fails with EIO, or from that call on the disk is full
+/// for a while; and once more where the process dies while it waits.
+#[test]
+fn whichever_call_of_the_disk_fails_the_run_waits_and_loses_nothing() {
+    for seed in 1..=number("SIM_NTH", 1) {
+        let calm = Case { seed, records: 60, lives: 0, faults: BTreeSet::new(), nth: Some((1 << 40, 1, Kind::Eio)) };
+        let crash = Case { faults: BTreeSet::from(["crash".to_owned()]), ..calm.clone() };
+        let calls = run(&calm).expect("a run without faults").counted;
+        let cases: Vec<Case> = (1..=calls)
+            .flat_map(|n| {
+                let eio = Case { nth: Some((n, 1, Kind::Eio)), ..calm.clone() };
+                let full = Case { nth: Some((n, 10, Kind::Full)), ..calm.clone() };
+                let dies = Case { nth: Some((n, 10, Kind::Full)), ..crash.clone() };
+                [eio, full, dies]
+            })
+            .collect();
+        let sum = all(&cases);
+        assert!(calls > 200 && sum.alerts > 3 * calls, "too little: {calls} calls, {sum:?}");
+        assert!(
+            sum.waited > calls && sum.crashes_in_outage > calls / 3,
+            "too little waited for: {calls} calls, {sum:?}"
+        );
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use streamgauge::seam::Clock;
+use streamgauge::server::readiness::{Readiness, reason};
 use streamgauge::source::origin::{Origin, Wake};
 use streamgauge::source::{Record, Source, SourceError};
 
@@ -17,6 +18,8 @@ use streamgauge::source::{Record, Source, SourceError};
 pub struct Fate {
     /// It is over after so many turns.
     pub crash_after: Option<u64>,
+    /// It is over so many turns after it was first seen to wait for the disk.
+    pub crash_in_outage: Option<u64>,
     /// It is asked to stop at this time.
     pub stop_at: Option<u64>,
     /// Of 10,000 turns, so many bring an outage of the source.
@@ -35,6 +38,18 @@ struct Events {
     rng: Rng,
     turns: u64,
     full_until: u64,
+    seen: Seen,
+}
+
+/// What a look at the readiness after each turn has shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Calls of the disk when the workers had started.
+    pub started: Option<u64>,
+    /// Since which turn it was not ready because of the disk.
+    pub not_ready: Option<u64>,
+    /// Whether it is so now.
+    pub not_ready_now: bool,
 }
 
 pub struct World {
@@ -42,6 +57,7 @@ pub struct World {
     pub disk: Disk,
     pub destinations: Arc<Destinations>,
     fate: Fate,
+    readiness: Arc<Readiness>,
     events: Mutex<Events>,
     /// Until when the source is away.
     away_until: AtomicU64,
@@ -53,12 +69,13 @@ pub struct World {
 
 impl World {
     pub fn new(now: Arc<AtomicU64>, disk: Disk, destinations: Arc<Destinations>, fate: Fate, seed: u64) -> Arc<Self> {
-        let events = Events { rng: Rng::with_seed(seed), turns: 0, full_until: 0 };
+        let events = Events { rng: Rng::with_seed(seed), turns: 0, full_until: 0, seen: Seen::default() };
         Arc::new(Self {
             now,
             disk,
             destinations,
             fate,
+            readiness: Arc::default(),
             events: Mutex::new(events),
             away_until: AtomicU64::new(0),
             stop: Arc::new(AtomicBool::new(false)),
@@ -76,6 +93,13 @@ impl World {
     pub fn over(&self) -> bool {
         self.disk.dead()
     }
+    /// What the program says of itself.
+    pub fn readiness(&self) -> Arc<Readiness> {
+        self.readiness.clone()
+    }
+    pub fn seen(&self) -> Seen {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).seen
+    }
     pub fn turns(&self) -> u64 {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).turns
     }
@@ -85,6 +109,14 @@ impl World {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let events = &mut *events;
         events.turns += 1;
+        let problems = self.readiness.problems();
+        if problems.iter().all(|problem| problem.reason != reason::STARTING) {
+            events.seen.started.get_or_insert(self.disk.calls());
+        }
+        events.seen.not_ready_now = problems.iter().any(|problem| problem.reason == reason::DISK);
+        if events.seen.not_ready_now {
+            events.seen.not_ready.get_or_insert(events.turns);
+        }
         self.advance(events.rng.u64(0..=self.fate.pace_us));
         let now = self.now();
         let mut happens = |of_10_000: u32| of_10_000 > 0 && events.rng.u32(0..10_000) < of_10_000;
@@ -105,7 +137,10 @@ impl World {
         if self.fate.stop_at.is_some_and(|at| now >= at) {
             self.stop.store(true, SeqCst);
         }
-        if self.fate.crash_after.is_some_and(|turns| events.turns >= turns) {
+        let in_outage = events.seen.not_ready.zip(self.fate.crash_in_outage);
+        if self.fate.crash_after.is_some_and(|turns| events.turns >= turns)
+            || in_outage.is_some_and(|(since, turns)| events.turns >= since + turns)
+        {
             self.disk.kill();
         }
         assert!(events.turns < 3_000_000, "this life has no end");
