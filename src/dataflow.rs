@@ -131,7 +131,7 @@ fn graph(
         JudgeNode::new(common.clone(), judge, clock.clone(), state(operator::JUDGE)).map_err(|e| corrupt(&e))?;
     let rolling = Rolling::new(resolved.windows.clone(), plan.clone(), dictionary.clone());
     let rolling = RollingNode::new(common.clone(), rolling, state(operator::ROLLING)).map_err(|e| corrupt(&e))?;
-    let ruling = Rules::new(specs, logic.judge.allowed_lateness, plan, dictionary);
+    let ruling = Rules::new(specs, logic.judge.allowed_lateness, plan, dictionary.clone());
     let ruling = {
         let keys = resolved.rules.iter().map(|rule| rule.spec.key.as_str());
         RulesNode::new(common.clone(), ruling, keys, &clock, state(operator::RULES))
@@ -149,7 +149,7 @@ fn graph(
     let inputs = ((judged, Pipeline), (none(scope), Pipeline), (none(scope), Pipeline));
     let (rolled, _, _) = node(scope, "rolling", inputs, cuts, rolling);
 
-    let applies = applies(scope, met, &resolved, &inventory);
+    let applies = applies(met, &resolved, &inventory, &dictionary);
     let inputs = ((rolled, Pipeline), (applies.clone(), Pipeline), (none(scope), Pipeline));
     let (rows, alerts, _) = node(scope, "rules", inputs, cuts, ruling);
 
@@ -162,7 +162,7 @@ fn graph(
     let (checked, _, _) = node(scope, "ledger", inputs, cuts, ledger);
     checked.probe_with(&probe);
 
-    Ok((Views::arrange(firing, applies, last, resolved, &probe), probe))
+    Ok((Views::arrange(firing, applies, last, (resolved, dictionary), &probe), probe))
 }
 
 fn none<'s>(scope: Scope<'s, Epoch>) -> StreamVec<'s, Epoch, ()> {

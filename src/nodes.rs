@@ -14,7 +14,7 @@ use crate::server::readiness::{Readiness, reason};
 use crate::sink::{AlertBatch, JournalEntry, LaneHandle, RowBatch};
 use crate::source::node::{Refused, Tally};
 use crate::stall::Stall;
-use crate::views::{self, Firing, LastKey, LastVal, Site};
+use crate::views::{self, Firing, LastVal, Site};
 use crossbeam_channel::Sender;
 use operators::alert::{Alert, AlertState, Transition};
 use operators::counted::CountedTime;
@@ -55,11 +55,11 @@ pub struct Passing {
     pub term: bool,
 }
 
-/// A series that the judge has met: (metric, (worker, number, sensor)).
-pub type Met = ((Arc<str>, (u32, SeriesNo, Arc<str>)), Epoch, isize);
+/// A series that the judge has met.
+pub type Met = (SeriesNo, Epoch, isize);
 
-/// A rule begins (+1) or ceases (-1) to apply to a worker's series: (worker, series, rule).
-pub type Applies = ((u32, SeriesNo, u32), Epoch, isize);
+/// A rule begins (+1) or ceases (-1) to apply to a series of this worker: (series, rule).
+pub type Applies = ((SeriesNo, u32), Epoch, isize);
 
 /// What every node of a worker needs.
 #[derive(Clone)]
@@ -211,14 +211,6 @@ impl JudgeNode {
         Ok(Self { common, judge, clock, created, size: Size::default(), sources, parts: BTreeMap::new() })
     }
 
-    fn met(&self, series: &[SeriesNo], epoch: Epoch, out: &mut Vec<Met>) {
-        let dictionary = self.common.dictionary.borrow();
-        out.extend(series.iter().map(|no| {
-            let SeriesName { sensor, metric } = dictionary.name(*no).clone();
-            ((metric, (self.common.worker as u32, *no, sensor)), epoch, 1)
-        }));
-    }
-
     fn epoch(&mut self, epoch: Epoch, arrived: Arrived<Reading, Control, ()>, out: &mut Out<Passing, Tally, Met>) {
         let mut passing = Passing { batch: Batch { epoch, ..Batch::default() }, ..Passing::default() };
         let mut controls = arrived.second;
@@ -307,9 +299,13 @@ impl JudgeNode {
             out.second.push((*stream, *partition, counts));
         }
         operators::hand::put_down();
-        self.met(&passing.batch.created, epoch, &mut out.third);
+        out.third.extend(met(&passing.batch.created, epoch));
         out.first.push(passing);
     }
+}
+
+fn met(series: &[SeriesNo], epoch: Epoch) -> impl Iterator<Item = Met> {
+    series.iter().map(move |no| (*no, epoch, 1))
 }
 
 /// The name of a reading whose series is not known here and finds no room. So it takes no number: ever new names would
@@ -335,7 +331,7 @@ impl Node for JudgeNode {
     fn begin(&mut self, out: &mut Out<Passing, Tally, Met>) {
         let created = std::mem::take(&mut self.created);
         if !created.is_empty() {
-            self.met(&created, 0, &mut out.third);
+            out.third.extend(met(&created, 0));
             // Later operators know restored series from their own state; the sinks have yet to hear their names.
             out.first.push(Passing { batch: Batch { created, ..Batch::default() }, ..Passing::default() });
         }
@@ -494,7 +490,7 @@ impl Node for RulesNode {
             Step::Epoch(epoch, arrived) => {
                 let mut applies = arrived.second;
                 applies.sort_unstable();
-                for ((_, series, rule), _, diff) in applies {
+                for ((series, rule), _, diff) in applies {
                     self.watched[rule as usize].add(diff as i64);
                     self.rules.apply(epoch, series, rule, diff > 0, &mut self.transitions);
                 }
@@ -563,8 +559,7 @@ impl Last {
         self.series[no] = Some((time, value));
     }
 
-    fn flush(&mut self, epoch: Epoch, common: &Common, out: &mut Vec<((LastKey, LastVal), Epoch, isize)>) {
-        let dictionary = common.dictionary.borrow();
+    fn flush(&mut self, epoch: Epoch, out: &mut Vec<((SeriesNo, LastVal), Epoch, isize)>) {
         self.changed.sort_unstable();
         self.changed.dedup();
         for series in self.changed.drain(..) {
@@ -573,10 +568,9 @@ impl Last {
             if new == old {
                 continue;
             }
-            let name = dictionary.name(series);
-            let val = |(time, value): (i64, f64)| (name.metric.clone(), time, value.to_bits());
-            out.extend(old.map(|old| ((name.sensor.clone(), val(old)), epoch, -1)));
-            out.extend(new.map(|new| ((name.sensor.clone(), val(new)), epoch, 1)));
+            let val = |(time, value): (i64, f64)| (series, (time, value.to_bits()));
+            out.extend(old.map(|old| (val(old), epoch, -1)));
+            out.extend(new.map(|new| (val(new), epoch, 1)));
             self.shown[no] = new;
         }
     }
@@ -643,15 +637,16 @@ impl OutboxNode {
         if rows.is_empty() {
             return;
         }
+        let wanted = self.lanes.wants_rows();
         for row in &rows {
-            if self.named.get(row.series as usize).is_none_or(|named| !named) {
+            if wanted && self.named.get(row.series as usize).is_none_or(|named| !named) {
                 self.name(row.series);
             }
             if self.last.interval > 0 && row.verdict == Verdict::Accepted {
                 self.last.set(row.series, row.time, row.value);
             }
         }
-        if self.lanes.wants_rows() {
+        if wanted {
             self.lanes.push_rows(RowBatch {
                 epoch: passing.batch.epoch,
                 worker: self.common.local,
@@ -668,7 +663,7 @@ impl Node for OutboxNode {
     type B = Alert;
     type C = Refused;
     type X = (Firing, Epoch, isize);
-    type Y = ((LastKey, LastVal), Epoch, isize);
+    type Y = ((SeriesNo, LastVal), Epoch, isize);
     type Z = ();
 
     fn begin(&mut self, out: &mut Out<Self::X, Self::Y, ()>) {
@@ -707,7 +702,7 @@ impl Node for OutboxNode {
                 self.lanes.complete(self.common.local, frontier);
                 if self.last.interval > 0 && frontier >= self.last.next && !self.last.changed.is_empty() {
                     self.last.next = (frontier / self.last.interval + 1) * self.last.interval;
-                    self.last.flush(frontier - 1, &self.common, &mut out.second);
+                    self.last.flush(frontier - 1, &mut out.second);
                 }
             }
             Step::Second(_) => {}

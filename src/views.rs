@@ -2,25 +2,28 @@
 //!
 //! Page, API and `streamgauge alerts` read the arrangements made here; there is no copy kept beside them. Each worker
 //! answers for its own part: the firing alerts are arranged on worker 0, rules and last values where their series are.
+//! There a series is its number, and its name is looked up when somebody asks: a million names are not to be compared
+//! and copied whenever values change.
 
 use crate::config::{Inventory, Resolved, ResolvedRule};
+use crate::kinds::Kinds;
 use crate::nodes::{Applies, Met};
 use crate::server::views_api::{AlertCount, FiringAlert, LastValue, RuleSeries, ViewAnswer, ViewQuery};
-use differential_dataflow::AsCollection;
 use differential_dataflow::operators::arrange::TraceAgent;
-use differential_dataflow::operators::arrange::arrangement::arrange_core;
+use differential_dataflow::operators::arrange::arrangement::{Arranged, arrange_core};
 use differential_dataflow::trace::TraceReader;
 use differential_dataflow::trace::cursor::{Cursor, cursor_list};
 use differential_dataflow::trace::implementations::{ValBatcher, ValSpine};
+use differential_dataflow::{AsCollection, Data, ExchangeData};
 use operators::alert::Alert;
-use operators::{Epoch, SeriesNo};
+use operators::{Epoch, SeriesName, SeriesNo, SharedDictionary};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::probe::{Handle as Probe, Probe as _};
-use timely::dataflow::operators::{Exchange as _, ToStream};
-use timely::dataflow::{Scope, StreamVec};
+use timely::dataflow::operators::vec::Map as _;
 use timely::progress::Antichain;
 
 /// Where a sensor is, by the inventory.
@@ -78,53 +81,67 @@ pub fn firing(alert: &Alert, site: &Site) -> Firing {
     (key, val)
 }
 
-/// A sensor.
-pub type LastKey = Arc<str>;
-/// Metric, event time, bits of the value.
-pub type LastVal = (Arc<str>, i64, u64);
+/// Event time, bits of the value.
+pub type LastVal = (i64, u64);
 
 type Trace<K, V> = TraceAgent<ValSpine<K, V, Epoch, isize>>;
 
 /// A worker's ends of the arrangements.
 pub struct Views {
     firing: Trace<FiringKey, FiringVal>,
-    applies: Trace<u32, (u32, SeriesNo)>,
-    last: Trace<LastKey, LastVal>,
+    applies: Trace<u32, SeriesNo>,
+    last: Trace<SeriesNo, LastVal>,
+    dictionary: SharedDictionary,
     resolved: Arc<Resolved>,
     compacted: Epoch,
 }
 
-/// Which rules apply to which series: series met at run time, joined with rules by metric, narrowed by selectors over
-/// the inventory. Each pair goes to the worker that owns the series.
+/// What is told of kinds of series.
+#[derive(Clone, Copy)]
+enum Told {
+    /// A series is of this kind.
+    Series(SeriesNo),
+    /// This rule applies to the kind.
+    Rule(u32),
+}
+
+/// Which rules apply to which series: series met at run time, each of a kind, joined with the rules of their kinds. A
+/// worker tells of its own series, so nothing is exchanged.
 pub fn applies<'s>(
-    scope: Scope<'s, Epoch>,
     met: StreamVec<'s, Epoch, Met>,
     resolved: &Arc<Resolved>,
     inventory: &Arc<Inventory>,
+    dictionary: &SharedDictionary,
 ) -> StreamVec<'s, Epoch, Applies> {
-    let first = scope.worker().index() == 0;
-    let of = |all: bool| -> Vec<((Arc<str>, u32), Epoch, isize)> {
-        let rules = resolved.rules.iter().zip(0..).filter(|(rule, _)| first && rule.metric.is_none() == all);
-        rules.map(|(rule, no)| ((rule.metric.as_deref().unwrap_or("").into(), no), 0, 1)).collect()
-    };
-    let by_metric = of(false).into_iter().to_stream(scope).as_collection();
-    let of_all = of(true).into_iter().to_stream(scope).as_collection();
-    let series = met.as_collection();
-    let everything =
-        series.clone().map(|(metric, (worker, no, sensor))| (Arc::<str>::from(""), (metric, worker, no, sensor)));
-    let named = series.join_map(by_metric, |_, (worker, no, sensor), rule| (*worker, *no, sensor.clone(), *rule));
-    let every = everything.join_map(of_all, |_, (_, worker, no, sensor), rule| (*worker, *no, sensor.clone(), *rule));
-    let (resolved, inventory) = (resolved.clone(), inventory.clone());
-    let none = BTreeMap::new();
-    named
-        .concat(every)
-        .filter(move |(_, _, sensor, rule)| {
-            let labels = inventory.get(&**sensor).unwrap_or(&none);
-            resolved.rules[*rule as usize].selector.matches(sensor, labels)
+    let mut kinds = Kinds::new(resolved.clone(), inventory.clone());
+    let dictionary = dictionary.clone();
+    let told = met.flat_map(move |(no, epoch, diff)| {
+        let kind = kinds.of(dictionary.borrow().name(no));
+        kind.into_iter().flat_map(move |kind| {
+            let rules = kind.rules.into_iter().map(Told::Rule);
+            rules.chain([Told::Series(no)]).map(move |told| ((kind.number, told), epoch, diff))
         })
-        .map(|(worker, no, _, rule)| (worker, no, rule))
-        .inner
-        .exchange(|((worker, _, _), _, _): &Applies| u64::from(*worker))
+    });
+    let of = |name, which: fn(Told) -> Option<u32>| {
+        let one = move |((kind, told), epoch, diff)| which(told).map(|number| ((kind, number), epoch, diff));
+        arranged(told.clone().flat_map(one), name)
+    };
+    let series = of("series of kinds", |told| if let Told::Series(no) = told { Some(no) } else { None });
+    let rules = of("rules of kinds", |told| if let Told::Rule(rule) = told { Some(rule) } else { None });
+    series.join_core(rules, |_, series, rule| [(*series, *rule)]).inner
+}
+
+/// Arranges what is where it belongs.
+fn arranged<'s, K: ExchangeData, V: ExchangeData>(
+    stream: StreamVec<'s, Epoch, ((K, V), Epoch, isize)>,
+    name: &str,
+) -> Arranged<'s, Trace<K, V>> {
+    arrange_core::<_, _, ValBatcher<K, V, Epoch, isize>, ValSpine<K, V, Epoch, isize>>(
+        stream,
+        Pipeline,
+        name,
+        ValBatcher::new,
+    )
 }
 
 impl Views {
@@ -132,18 +149,17 @@ impl Views {
     pub fn arrange<'s>(
         firing: StreamVec<'s, Epoch, (Firing, Epoch, isize)>,
         applies: StreamVec<'s, Epoch, Applies>,
-        last: StreamVec<'s, Epoch, ((LastKey, LastVal), Epoch, isize)>,
-        resolved: Arc<Resolved>,
+        last: StreamVec<'s, Epoch, ((SeriesNo, LastVal), Epoch, isize)>,
+        (resolved, dictionary): (Arc<Resolved>, SharedDictionary),
         probe: &Probe<Epoch>,
     ) -> Self {
-        let firing = arrange_core::<_, _, _, ValSpine<_, _, _, _>>(firing, Pipeline, "firing", ValBatcher::new);
-        let by_rule = applies.as_collection().map(|(worker, series, rule)| (rule, (worker, series))).inner;
-        let applies = arrange_core::<_, _, _, ValSpine<_, _, _, _>>(by_rule, Pipeline, "applies", ValBatcher::new);
-        let last = arrange_core::<_, _, _, ValSpine<_, _, _, _>>(last, Pipeline, "last values", ValBatcher::new);
+        let firing = arranged(firing, "firing");
+        let applies = arranged(applies.as_collection().map(|(series, rule)| (rule, series)).inner, "applies");
+        let last = arranged(last, "last values");
         firing.stream.clone().probe_with(probe);
         applies.stream.clone().probe_with(probe);
         last.stream.clone().probe_with(probe);
-        Self { firing: firing.trace, applies: applies.trace, last: last.trace, resolved, compacted: 0 }
+        Self { firing: firing.trace, applies: applies.trace, last: last.trace, dictionary, resolved, compacted: 0 }
     }
 
     /// Lets go of how things came to be before `frontier`; once a second is enough.
@@ -167,7 +183,7 @@ impl Views {
         match query {
             ViewQuery::Alerts => {
                 let mut alerts = Vec::new();
-                each(&mut self.firing, None, |key, val| {
+                each(&mut self.firing, |key, val| {
                     alerts.push(FiringAlert {
                         alert: val.alert.clone(),
                         rule: key.rule.to_string(),
@@ -179,15 +195,13 @@ impl Views {
                         since: val.since,
                         value: val.value.map(f64::from_bits),
                     });
-                    true
                 });
                 ViewAnswer::Alerts(alerts)
             }
             ViewQuery::AlertCounts => {
                 let mut counts: BTreeMap<FiringKey, u64> = BTreeMap::new();
-                each(&mut self.firing, None, |key, _| {
+                each(&mut self.firing, |key, _| {
                     *counts.entry(key.clone()).or_default() += 1;
-                    true
                 });
                 let count = |(key, firing): (FiringKey, u64)| AlertCount {
                     rule: key.rule.to_string(),
@@ -199,57 +213,73 @@ impl Views {
             }
             ViewQuery::Rules => {
                 let mut series = vec![0; self.resolved.rules.len()];
-                each(&mut self.applies, None, |rule, _| {
+                each(&mut self.applies, |rule, _| {
                     series[*rule as usize] += 1;
-                    true
                 });
                 let rules = self.resolved.rules.iter().zip(series);
                 let of = |(rule, series): (&ResolvedRule, u64)| RuleSeries { rule: rule.spec.key.clone(), series };
                 ViewAnswer::Rules(rules.map(of).collect())
             }
             ViewQuery::Last { sensor, limit } => {
+                let mut dictionary = self.dictionary.borrow_mut();
+                let wanted: Box<dyn Iterator<Item = SeriesNo>> = match sensor {
+                    Some(sensor) => Box::new(dictionary.of_sensor(sensor)),
+                    None => Box::new(dictionary.in_order()),
+                };
                 let mut last = Vec::new();
-                let wanted: Option<Arc<str>> = sensor.as_deref().map(Into::into);
-                each(&mut self.last, wanted.as_ref(), |sensor, (metric, time, value)| {
-                    last.push(LastValue {
-                        sensor: sensor.to_string(),
-                        metric: metric.to_string(),
-                        time: *time,
-                        value: f64::from_bits(*value),
-                    });
+                values(&mut self.last, wanted, |series, (time, value)| {
+                    last.push((*series, *time, f64::from_bits(*value)));
                     last.len() < *limit
                 });
-                ViewAnswer::Last(last)
+                let named = |(series, time, value): (SeriesNo, i64, f64)| {
+                    let SeriesName { sensor, metric } = dictionary.name(series);
+                    LastValue { sensor: sensor.to_string(), metric: metric.to_string(), time, value }
+                };
+                ViewAnswer::Last(last.into_iter().map(named).collect())
             }
         }
     }
 }
 
-/// Calls `each` with every pair that is there now, of one key or of all, until it has had enough.
-fn each<K, V>(trace: &mut Trace<K, V>, only: Option<&K>, mut each: impl FnMut(&K, &V) -> bool)
-where
-    K: Ord + Clone + 'static,
-    V: Ord + Clone + 'static,
-{
-    let everything = Antichain::new();
-    let Some(batches) = trace.batches_through(everything.borrow()) else { return };
+/// Calls `each` with every pair that is there now.
+fn each<K: Data, V: Data>(trace: &mut Trace<K, V>, mut each: impl FnMut(&K, &V)) {
+    let Some(batches) = trace.batches_through(Antichain::new().borrow()) else { return };
     let (mut cursor, storage) = cursor_list(batches);
-    if let Some(key) = only {
-        cursor.seek_key(&storage, key);
-    }
     while let Some(key) = cursor.get_key(&storage) {
-        if only.is_some_and(|only| only != key) {
-            return;
-        }
         while let Some(val) = cursor.get_val(&storage) {
             let mut copies = 0;
             cursor.map_times(&storage, |_, diff| copies += *diff);
-            if copies > 0 && !each(key, val) {
-                return;
+            if copies > 0 {
+                each(key, val);
             }
             cursor.step_val(&storage);
         }
         cursor.step_key(&storage);
+    }
+}
+
+/// Calls `each` with every pair of these keys that is there now, until it has had enough.
+fn values<K: Data, V: Data>(
+    trace: &mut Trace<K, V>,
+    keys: impl Iterator<Item = K>,
+    mut each: impl FnMut(&K, &V) -> bool,
+) {
+    let Some(batches) = trace.batches_through(Antichain::new().borrow()) else { return };
+    let (mut cursor, storage) = cursor_list(batches);
+    for key in keys {
+        cursor.rewind_keys(&storage);
+        cursor.seek_key(&storage, &key);
+        if cursor.get_key(&storage) != Some(&key) {
+            continue;
+        }
+        while let Some(val) = cursor.get_val(&storage) {
+            let mut copies = 0;
+            cursor.map_times(&storage, |_, diff| copies += *diff);
+            if copies > 0 && !each(&key, val) {
+                return;
+            }
+            cursor.step_val(&storage);
+        }
     }
 }
 

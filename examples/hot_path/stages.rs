@@ -204,7 +204,7 @@ impl World {
                 .map(|(n, _)| n)
                 .collect();
             let first = (series as usize * per_series) % rules.len();
-            applies.extend((0..per_series).map(|n| ((0, series, rules[(first + n) % rules.len()]), 0, 1)));
+            applies.extend((0..per_series).map(|n| ((series, rules[(first + n) % rules.len()]), 0, 1)));
         }
         drop(dictionary);
         node.step(Step::Epoch(1, Arrived { first: Vec::new(), second: applies, third: Vec::new() }), &mut none());

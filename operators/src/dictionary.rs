@@ -8,7 +8,8 @@ use crate::{Reading, SeriesName, SeriesNo};
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::hash::BuildHasher;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ const WAITING: SeriesNo = SeriesNo::MAX - 1;
 #[derive(Default)]
 pub struct Dictionary {
     hasher: RandomState,
-    by_name: HashTable<SeriesNo>,
+    /// Numbers by name. What is compared and moved about is half of the hash: the names lie all over the memory.
+    by_name: HashTable<(u32, SeriesNo)>,
     names: Vec<SeriesName>,
     groups: Vec<u16>,
     /// Metrics are few: one text each, however many series.
@@ -35,22 +37,36 @@ pub struct Dictionary {
     /// Names that were announced and are no series here: by sender and its number. What is refused stays here and goes
     /// when the sender starts its numbering over, so that ever new names take no more than that.
     waiting: HashMap<(usize, SeriesNo), Box<SeriesName>, RandomState>,
-    /// By group: the series' numbers in order of name, as of the last `put_in_order`.
-    in_group: Vec<Vec<SeriesNo>>,
-    unordered: Vec<u16>,
+    /// By group.
+    in_group: Vec<Group>,
+}
+
+/// The series of a group.
+#[derive(Default)]
+struct Group {
+    /// The first ones are in order of name.
+    numbers: Vec<SeriesNo>,
+    ordered: usize,
 }
 
 impl Dictionary {
     /// The number of a name, if it has one.
     pub fn find(&self, name: &SeriesName) -> Option<SeriesNo> {
-        self.by_name.find(self.hasher.hash_one(name), |no| self.names[*no as usize] == *name).copied()
+        self.find_hashed(self.hash(name), name)
+    }
+    fn hash(&self, name: &SeriesName) -> u32 {
+        self.hasher.hash_one(name) as u32
+    }
+    fn find_hashed(&self, hash: u32, name: &SeriesName) -> Option<SeriesNo> {
+        let same = |(other, no): &(u32, SeriesNo)| *other == hash && self.names[*no as usize] == *name;
+        self.by_name.find(spread(hash), same).map(|(_, no)| *no)
     }
     /// The number of a name; a new name gets the next one.
     pub fn intern(&mut self, name: &SeriesName) -> SeriesNo {
-        if let Some(no) = self.find(name) {
+        let hash = self.hash(name);
+        if let Some(no) = self.find_hashed(hash, name) {
             return no;
         }
-        let hash = self.hasher.hash_one(name);
         let no = self.names.len() as SeriesNo;
         assert!(no < WAITING, "a worker holds fewer than 2^32 - 2 series");
         let metric = self.metrics.get(&name.metric).cloned().unwrap_or_else(|| {
@@ -60,16 +76,11 @@ impl Dictionary {
         let group = key_group(name.sensor.as_bytes());
         self.names.push(SeriesName { sensor: name.sensor.clone(), metric });
         self.groups.push(group);
-        let names = &self.names;
-        let hasher = &self.hasher;
-        self.by_name.insert_unique(hash, no, |no| hasher.hash_one(&names[*no as usize]));
+        self.by_name.insert_unique(spread(hash), (hash, no), |(hash, _)| spread(*hash));
         if self.in_group.is_empty() {
-            self.in_group.resize_with(usize::from(KEY_GROUPS), Vec::new);
+            self.in_group.resize_with(usize::from(KEY_GROUPS), Group::default);
         }
-        self.in_group[usize::from(group)].push(no);
-        if self.unordered.last() != Some(&group) {
-            self.unordered.push(group);
-        }
+        self.in_group[usize::from(group)].numbers.push(no);
         no
     }
     /// The name of a number.
@@ -145,17 +156,50 @@ impl Dictionary {
         self.waiting.remove(&at);
         *self.entry(at) = no;
     }
-    /// Puts each group's numbers in order of name.
-    pub(crate) fn put_in_order(&mut self) {
-        let names = &self.names;
-        for group in self.unordered.drain(..) {
-            self.in_group[usize::from(group)].sort_by(|a, b| names[*a as usize].cmp(&names[*b as usize]));
+    /// The numbers of a group, in order of name.
+    pub(crate) fn group_in_order(&mut self, group: u16) -> &[SeriesNo] {
+        let Self { names, in_group, .. } = self;
+        let Some(Group { numbers, ordered }) = in_group.get_mut(usize::from(group)) else { return &[] };
+        if *ordered < numbers.len() {
+            numbers.sort_by(|a, b| names[*a as usize].cmp(&names[*b as usize]));
+            *ordered = numbers.len();
         }
+        numbers
     }
-    /// The groups that have series, and their numbers.
-    pub(crate) fn by_group(&self) -> impl Iterator<Item = (u16, &[SeriesNo])> {
-        (0..).zip(&self.in_group).filter(|(_, numbers)| !numbers.is_empty()).map(|(g, n)| (g, n.as_slice()))
+    /// All numbers, in order of name.
+    pub fn in_order(&mut self) -> impl Iterator<Item = SeriesNo> {
+        for group in 0..KEY_GROUPS {
+            self.group_in_order(group);
+        }
+        let names = &self.names;
+        // The least of each group are few, however many series there are.
+        let least = move |numbers| least(names, numbers);
+        let mut next: BinaryHeap<_> = self.in_group.iter().filter_map(|group| least(&group.numbers)).collect();
+        std::iter::from_fn(move || {
+            let Reverse((_, numbers)) = next.pop()?;
+            let (first, rest) = numbers.split_first()?;
+            next.extend(least(rest));
+            Some(*first)
+        })
     }
+    /// The numbers of a sensor, in order of metric.
+    pub fn of_sensor(&mut self, sensor: &str) -> impl Iterator<Item = SeriesNo> {
+        let group = key_group(sensor.as_bytes());
+        self.group_in_order(group);
+        let Self { names, in_group, .. } = &*self;
+        let numbers = in_group.get(usize::from(group)).into_iter().flat_map(|group| &group.numbers);
+        numbers.copied().filter(move |no| *names[*no as usize].sensor == *sensor)
+    }
+}
+
+/// The first of some numbers, by its name, and all of them.
+fn least<'a>(names: &'a [SeriesName], numbers: &'a [SeriesNo]) -> Option<Reverse<(&'a SeriesName, &'a [SeriesNo])>> {
+    numbers.first().map(|first| Reverse((&names[*first as usize], numbers)))
+}
+
+/// Of half a hash a whole one, for a table that takes its upper bits, too.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]
@@ -250,8 +294,8 @@ mod tests {
         for metric in ["t", "h", "p"] {
             d.intern(&name("a", metric));
         }
-        d.put_in_order();
-        let groups: Vec<_> = d.by_group().map(|(g, n)| (g, n.to_vec())).collect();
-        assert_eq!(groups, [(key_group(b"a"), vec![1, 2, 0])]);
+        assert_eq!(d.group_in_order(key_group(b"a")), [1, 2, 0]);
+        d.intern(&name("a", "l"));
+        assert_eq!(d.group_in_order(key_group(b"a")), [1, 3, 2, 0]);
     }
 }

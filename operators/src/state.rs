@@ -3,7 +3,7 @@
 //! Bytes from a disk are bytes from outside: whatever is wrong with them is an `Err`, never a panic, and no count is
 //! believed before the bytes that it promises are there.
 
-use crate::key_group::key_group;
+use crate::key_group::{KEY_GROUPS, key_group};
 use crate::{SeriesName, SeriesNo, SharedDictionary};
 use std::collections::BTreeMap;
 
@@ -257,11 +257,10 @@ pub(crate) fn save_groups(
     mut each: impl FnMut(&mut Writer, SeriesNo),
 ) {
     let mut dictionary = dictionary.borrow_mut();
-    dictionary.put_in_order();
     let mut kept = Vec::new();
-    for (group, numbers) in dictionary.by_group() {
+    for group in 0..KEY_GROUPS {
         kept.clear();
-        kept.extend(numbers.iter().copied().filter(|no| keeps(*no)));
+        kept.extend(dictionary.group_in_order(group).iter().copied().filter(|no| keeps(*no)));
         if kept.is_empty() {
             continue;
         }

@@ -120,6 +120,11 @@ impl Selector {
         })
     }
 
+    /// The labels that it asks for.
+    pub fn labels(&self) -> impl Iterator<Item = &str> {
+        self.labels.iter().map(|wanted| &*wanted.label)
+    }
+
     /// Whether every sensor is meant.
     pub fn is_all(&self) -> bool {
         self.labels.is_empty()
