@@ -8,7 +8,7 @@
 
 use operators::rolling::{Plan, Stat, Window};
 use operators::rules::{Condition, RuleSpec, Rules, Threshold};
-use operators::state::GroupStates;
+use operators::state::{GroupStates, Saves};
 use operators::{Batch, Judge, JudgeConfig, Reading, Rolling, SeriesName, SharedDictionary, Tally, key_group};
 use std::rc::Rc;
 use std::time::Instant;
@@ -91,7 +91,7 @@ impl Worker {
         self.rolling.save(&mut groups[1]);
         self.rules.save(&mut groups[2]);
         let names = ["judge", "rolling", "rules"];
-        names.into_iter().zip(groups).map(|(operator, groups)| Piece::State { operator, groups }).collect()
+        names.into_iter().zip(groups).map(|(operator, groups)| Piece::state(operator, groups)).collect()
     }
 }
 

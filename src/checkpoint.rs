@@ -331,12 +331,14 @@ pub fn load(fs: &dyn Fs, checkpoint: &Path) -> Result<Restored> {
 /// What arrives at a process' checkpointer.
 #[derive(Debug)]
 pub enum Piece {
-    /// An operator of a worker.
+    /// Some key groups of an operator of a worker.
     State {
         /// The operator.
         operator: &'static str,
         /// Its state.
-        groups: GroupStates,
+        blobs: Blobs,
+        /// Nothing more of it follows.
+        last: bool,
     },
     /// A worker's partitions.
     Positions(Vec<Position>),
@@ -346,17 +348,39 @@ pub enum Piece {
     Totals(serde_json::Value),
 }
 
+impl Piece {
+    /// All of an operator's state.
+    pub fn state(operator: &'static str, groups: GroupStates) -> Self {
+        let mut blobs = Blobs::default();
+        for (group, bytes) in groups {
+            blobs.groups.push((group, bytes.len()));
+            blobs.bytes.extend(bytes);
+        }
+        Self::State { operator, blobs, last: true }
+    }
+}
+
+/// The state of some key groups, one behind the other.
+#[derive(Debug, Default)]
+pub struct Blobs {
+    /// The groups, each with the number of its bytes.
+    pub groups: Vec<(u16, usize)>,
+    /// Their bytes.
+    pub bytes: Vec<u8>,
+}
+
 /// What a checkpoint of a process consists of.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// Pieces per cut, of all workers and lanes together.
+    /// Pieces per cut, of all workers and lanes together; of an operator's state only the last one counts.
     pub pieces: usize,
 }
 
 /// Gathers the pieces of cuts; a state machine without threads or files.
 pub struct Gathering {
     expected: Expected,
-    open: BTreeMap<Epoch, Vec<Piece>>,
+    /// How many have come, and what there is in them.
+    open: BTreeMap<Epoch, (usize, Vec<Piece>)>,
 }
 
 impl Gathering {
@@ -366,15 +390,16 @@ impl Gathering {
     }
     /// Adds a piece; a cut that is complete with it is handed over, and what is older is dropped.
     pub fn add(&mut self, cut: Epoch, piece: Piece) -> Option<Vec<Piece>> {
-        let pieces = self.open.entry(cut).or_default();
+        let (count, pieces) = self.open.entry(cut).or_default();
+        *count += usize::from(!matches!(piece, Piece::State { last: false, .. }));
         pieces.push(piece);
-        if pieces.len() < self.expected.pieces {
+        if *count < self.expected.pieces {
             return None;
         }
         let complete = self.open.remove(&cut);
         // A worker that passed several multiples at once skipped the older: those will never be complete.
         self.open.retain(|other, _| *other > cut);
-        complete
+        complete.map(|(_, pieces)| pieces)
     }
 }
 
@@ -392,8 +417,10 @@ pub fn write_process(
     let mut groups: BTreeMap<(&'static str, u16), &[u8]> = BTreeMap::new();
     for piece in pieces {
         match piece {
-            Piece::State { operator, groups: states } => {
-                for (group, state) in states {
+            Piece::State { operator, blobs, .. } => {
+                let mut rest = blobs.bytes.as_slice();
+                for (group, length) in &blobs.groups {
+                    let state = rest.split_off(..*length).context("a piece of state is shorter than it says")?;
                     groups.insert((operator, *group), state);
                 }
             }
@@ -460,12 +487,8 @@ pub fn commit(fs: &dyn Fs, dir: &Path, name: Name, (processes, peers, config): (
     for process in 0..processes {
         for ending in ["json", "bin"] {
             let name = format!("process-{process}.{ending}");
-            let bytes = fs.read(&at.join(&name))?;
-            files.push(FileEntry {
-                name,
-                length: bytes.len() as u64,
-                blake3: blake3::hash(&bytes).to_hex().to_string(),
-            });
+            let (length, hash) = sum(fs, &at.join(&name))?;
+            files.push(FileEntry { name, length, blake3: hash.to_hex().to_string() });
         }
     }
     let manifest = Manifest {
@@ -482,6 +505,19 @@ pub fn commit(fs: &dyn Fs, dir: &Path, name: Name, (processes, peers, config): (
     write_sealed(fs, &at.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)?;
     fs.sync_dir(dir)?;
     Ok(())
+}
+
+/// A file's length and checksum; it is read in pieces, because the state of a process may be most of the memory.
+fn sum(fs: &dyn Fs, path: &Path) -> Result<(u64, blake3::Hash)> {
+    let (mut length, mut hasher) = (0, blake3::Hasher::new());
+    loop {
+        let piece = fs.read_range(path, length, WRITE_BYTES)?;
+        if piece.is_empty() {
+            return Ok((length, hasher.finalize()));
+        }
+        length += piece.len() as u64;
+        hasher.update(&piece);
+    }
 }
 
 /// Takes a damaged checkpoint out of those that count, for people to look at until it is older than all that are kept.
@@ -514,7 +550,7 @@ mod tests {
 
     fn write(dir: &Path, cut: Epoch) {
         let pieces = vec![
-            Piece::State { operator: "judge", groups: GroupStates::from([(7, vec![1, 2, 3]), (9, vec![4])]) },
+            Piece::state("judge", GroupStates::from([(7, vec![1, 2, 3]), (9, vec![4])])),
             Piece::Positions(vec![Position {
                 source: "s".into(),
                 topic: "t".into(),

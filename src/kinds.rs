@@ -127,9 +127,13 @@ mod tests {
 
     /// Rules of a configuration, and sensors of all combinations of labels.
     fn world(rules: &[&str]) -> (Arc<Resolved>, Arc<Inventory>) {
-        let mut text = "[sources.a]\ntype = \"kafka\"\nbootstrap_servers = \"x:1\"\ntopics = [\"t\"]\n".to_owned();
+        let mut text = "[sources.a]\ntype = \"kafka\"\nbootstrap_servers = \"x:1\"\ntopics = [\"t\"]\n\
+            decode = { sensor = \"/s\", metric = \"/m\", value = \"/v\", time = \"/t\" }\n"
+            .to_owned();
         for (n, rule) in rules.iter().enumerate() {
-            text += &format!("[rules.r{n}]\n{rule}\nwhen.above = {n}.0\n");
+            // Only silence is watched whatever the metric.
+            let when = if rule.contains("metric") { "when.above = 1.0" } else { "when.missing.after = \"9s\"" };
+            text += &format!("[rules.r{n}]\n{rule}\n{when}\n");
         }
         let loaded = load_texts(&[("x.toml".into(), text)], &|_| None, &Overrides::default()).expect("it is sound");
         let mut inventory = Inventory::new();

@@ -34,6 +34,7 @@ pub mod process;
 pub mod produce;
 pub mod progress;
 pub mod run;
+pub mod saving;
 pub mod seam;
 pub mod server;
 pub mod shed;

@@ -127,8 +127,8 @@ families! {
     sink_spill_bytes: IntGaugeVec ["sink"] "Bytes waiting on disk for the sink.";
     sink_up: IntGaugeVec ["sink"] "Whether the last write went through (1) or not (0).";
     checkpoint_duration_seconds: Histogram [] "Duration of a checkpoint, from its cut to its manifest.";
-    checkpoint_cut_seconds: HistogramVec ["operator"] "Time that a worker spent on saving an operator's state at a checkpoint's cut.";
-    checkpoint_stall_seconds: Histogram [] "Time that a worker spent on saving all of its state at a checkpoint's cut.";
+    checkpoint_cut_seconds: HistogramVec ["operator"] "Time that a worker spent on saving an operator's state for a checkpoint, at a time.";
+    checkpoint_stall_seconds: Histogram [] "Time for which a worker did nothing but save its state, at a time: at a checkpoint's cut, and in the ticks after it.";
     checkpoint_size_bytes: IntGauge [] "Size of this process's part of the newest checkpoint.";
     checkpoint_last_success_timestamp_seconds: Gauge [] "When the newest checkpoint was complete, seconds since 1970.";
     checkpoints_damaged_total: IntCounter [] "Checkpoints found damaged at the start; an older one was used.";

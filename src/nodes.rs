@@ -9,6 +9,7 @@ use crate::error::Failure;
 use crate::ledger::Counts;
 use crate::metrics::{Metrics, PartitionMetrics, ReadingCounts, SourceMetrics};
 use crate::process::Shared;
+use crate::saving::Saving;
 use crate::seam::Fs;
 use crate::server::readiness::{Readiness, reason};
 use crate::sink::{AlertBatch, JournalEntry, LaneHandle, RowBatch};
@@ -80,6 +81,8 @@ pub struct Common {
     pub streams: Arc<Vec<(String, String)>>,
     /// How long its cuts take.
     pub stall: Stall,
+    /// How many bytes of state are saved at a time.
+    pub slice: usize,
     /// A panic that a test asks for.
     pub trip: Option<Trip>,
 }
@@ -96,17 +99,35 @@ pub enum Trip {
 
 impl Common {
     fn save(&self, cut: Epoch, operator: &'static str, groups: GroupStates) {
-        let _ = self.pieces.send((cut, Piece::State { operator, groups }));
+        let _ = self.pieces.send((cut, Piece::state(operator, groups)));
+    }
+    fn saving(&self, operator: &'static str) -> Saving {
+        Saving::new(operator, self.pieces.clone(), self.slice)
+    }
+    /// Saves some of an operator's open cut, if it has one, and notes how long that took; says whether something is left.
+    fn saves(&self, saving: &mut Saving, operator: &str, save: impl FnOnce(&mut Saving)) -> bool {
+        if saving.is_open() {
+            let began_us = self.now_us();
+            save(saving);
+            self.saved(operator, began_us);
+        }
+        saving.is_open()
     }
     /// The moment at which a node begins to save.
     fn now_us(&self) -> u64 {
         self.shared.epochs.monotonic_us()
     }
-    /// An operator has saved what it has for a cut.
-    fn saved(&self, cut: Epoch, operator: &str, began_us: u64) {
+    /// An operator has saved something for a cut.
+    fn saved(&self, operator: &str, began_us: u64) {
         let took_us = self.now_us().saturating_sub(began_us);
         self.metrics.checkpoint_cut_seconds.with_label_values(&[operator]).observe(took_us as f64 * 1e-6);
-        self.stall.add(cut, took_us);
+        self.stall.add(took_us);
+    }
+    /// The last of the nodes that save anything has done so, for this time.
+    fn stalled(&self) {
+        if let Some(us) = self.stall.take() {
+            self.metrics.checkpoint_stall_seconds.observe(us as f64 * 1e-6);
+        }
     }
     fn sources(&self) -> Vec<SourceMetrics> {
         self.streams.iter().map(|(source, _)| self.metrics.source(source)).collect()
@@ -190,6 +211,7 @@ pub struct JudgeNode {
     clock: Clock,
     created: Vec<SeriesNo>,
     size: Size,
+    saving: Saving,
     sources: Vec<SourceMetrics>,
     /// By partition: the readings of an epoch, in log order; buffers are kept from epoch to epoch.
     parts: BTreeMap<(Stream, u32), Vec<Reading>>,
@@ -208,10 +230,13 @@ impl JudgeNode {
             judge.load(group, bytes, &mut created)?;
         }
         let sources = common.sources();
-        Ok(Self { common, judge, clock, created, size: Size::default(), sources, parts: BTreeMap::new() })
+        let saving = common.saving(operator::JUDGE);
+        Ok(Self { common, judge, clock, created, size: Size::default(), saving, sources, parts: BTreeMap::new() })
     }
 
     fn epoch(&mut self, epoch: Epoch, arrived: Arrived<Reading, Control, ()>, out: &mut Out<Passing, Tally, Met>) {
+        let groups = arrived.first.iter().flatten().map(|reading| reading.group);
+        self.common.saves(&mut self.saving, operator::JUDGE, |saving| saving.before(groups, &self.judge));
         let mut passing = Passing { batch: Batch { epoch, ..Batch::default() }, ..Passing::default() };
         let mut controls = arrived.second;
         controls.sort_unstable();
@@ -304,6 +329,12 @@ impl JudgeNode {
     }
 }
 
+/// The key groups in which a batch changes something behind the judge; some of them several times.
+fn groups(batch: &Batch, dictionary: &SharedDictionary) -> impl Iterator<Item = u16> {
+    let series = batch.forgotten.iter().copied().chain(batch.readings.iter().map(|reading| reading.series));
+    series.map(|series| dictionary.borrow().group(series))
+}
+
 fn met(series: &[SeriesNo], epoch: Epoch) -> impl Iterator<Item = Met> {
     series.iter().map(move |no| (*no, epoch, 1))
 }
@@ -343,21 +374,26 @@ impl Node for JudgeNode {
     fn due(&self) -> Option<Epoch> {
         self.judge.second_due(&self.clock.counted)
     }
+    fn go_on(&mut self) -> bool {
+        self.common.saves(&mut self.saving, operator::JUDGE, |saving| saving.some(&self.judge))
+    }
     fn step(&mut self, step: Step<Reading, Control, ()>, out: &mut Out<Passing, Tally, Met>) {
         match step {
             Step::Cut(cut) => {
                 let began_us = self.common.now_us();
-                let mut groups = GroupStates::new();
-                self.judge.save(&mut groups);
-                self.common.save(cut, operator::JUDGE, groups);
+                self.saving.cut(cut, &self.judge);
                 if self.common.worker == 0 {
                     self.common.save(cut, operator::CLOCK, GroupStates::from([(0, self.clock.save())]));
                 }
-                self.common.saved(cut, operator::JUDGE, began_us);
+                self.common.saved(operator::JUDGE, began_us);
             }
             Step::Second(second) => {
                 let mut batch = Batch { epoch: second, ..Batch::default() };
-                self.judge.second(second, &self.clock.counted, &mut batch.forgotten);
+                let (saving, dictionary) = (&mut self.saving, &self.common.dictionary);
+                self.judge.second(second, &self.clock.counted, &mut batch.forgotten, |judge, series| {
+                    let group = dictionary.borrow().group(series);
+                    saving.before([group], judge);
+                });
                 if !batch.forgotten.is_empty() {
                     out.first.push(Passing { batch, ..Passing::default() });
                 }
@@ -377,6 +413,7 @@ pub struct RollingNode {
     common: Common,
     rolling: Rolling,
     size: Size,
+    saving: Saving,
 }
 
 impl RollingNode {
@@ -389,7 +426,8 @@ impl RollingNode {
         for (group, bytes) in groups {
             rolling.load(group, bytes)?;
         }
-        Ok(Self { common, rolling, size: Size::default() })
+        let saving = common.saving(operator::ROLLING);
+        Ok(Self { common, rolling, size: Size::default(), saving })
     }
 }
 
@@ -401,17 +439,21 @@ impl Node for RollingNode {
     type Y = ();
     type Z = ();
 
+    fn go_on(&mut self) -> bool {
+        self.common.saves(&mut self.saving, operator::ROLLING, |saving| saving.some(&self.rolling))
+    }
     fn step(&mut self, step: Step<Passing, (), ()>, out: &mut Out<Passing, (), ()>) {
         match step {
             Step::Cut(cut) => {
                 let began_us = self.common.now_us();
-                let mut groups = GroupStates::new();
-                self.rolling.save(&mut groups);
-                self.common.save(cut, operator::ROLLING, groups);
-                self.common.saved(cut, operator::ROLLING, began_us);
+                self.saving.cut(cut, &self.rolling);
+                self.common.saved(operator::ROLLING, began_us);
             }
             Step::Epoch(_, arrived) => {
                 for mut passing in arrived.first.into_iter().flatten() {
+                    self.common.saves(&mut self.saving, operator::ROLLING, |saving| {
+                        saving.before(groups(&passing.batch, &self.common.dictionary), &self.rolling);
+                    });
                     self.rolling.batch(&mut passing.batch);
                     out.first.push(passing);
                 }
@@ -434,6 +476,7 @@ pub struct RulesNode {
     /// By number: how many series of this worker a rule watches.
     watched: Vec<prometheus::IntGauge>,
     size: Size,
+    saving: Saving,
     counted: CountedTime,
     transitions: Vec<Transition>,
 }
@@ -452,7 +495,8 @@ impl RulesNode {
         }
         let watched = keys.map(|key| common.metrics.rule_series.with_label_values(&[key])).collect();
         let counted = clock.counted.clone();
-        Ok(Self { common, rules, watched, size: Size::default(), counted, transitions: Vec::new() })
+        let saving = common.saving(operator::RULES);
+        Ok(Self { common, rules, watched, size: Size::default(), saving, counted, transitions: Vec::new() })
     }
 
     fn hand_on(&mut self, out: &mut Vec<Alert>) {
@@ -474,22 +518,38 @@ impl Node for RulesNode {
     fn due(&self) -> Option<Epoch> {
         self.rules.second_due(&self.counted)
     }
+    fn go_on(&mut self) -> bool {
+        self.common.saves(&mut self.saving, operator::RULES, |saving| saving.some(&self.rules))
+    }
     fn step(&mut self, step: Step<Passing, Applies, ()>, out: &mut Out<Passing, Alert, ()>) {
         match step {
             Step::Cut(cut) => {
                 let began_us = self.common.now_us();
-                let mut groups = GroupStates::new();
-                self.rules.save(&mut groups);
-                self.common.save(cut, operator::RULES, groups);
-                self.common.saved(cut, operator::RULES, began_us);
+                self.saving.cut(cut, &self.rules);
+                self.common.saved(operator::RULES, began_us);
             }
             Step::Second(second) => {
-                self.rules.second(second, &self.counted, &mut self.transitions);
+                let (saving, dictionary) = (&mut self.saving, &self.common.dictionary);
+                self.rules.second(second, &self.counted, &mut self.transitions, |rules, series| {
+                    let group = dictionary.borrow().group(series);
+                    saving.before([group], rules);
+                });
                 self.hand_on(&mut out.second);
             }
             Step::Epoch(epoch, arrived) => {
                 let mut applies = arrived.second;
                 applies.sort_unstable();
+                self.common.saves(&mut self.saving, operator::RULES, |saving| {
+                    let passing = || arrived.first.iter().flatten();
+                    if passing().any(|passing| passing.term) {
+                        saving.before_all(&self.rules);
+                    }
+                    let of = |series| self.common.dictionary.borrow().group(series);
+                    saving.before(applies.iter().map(|((series, _), _, _)| of(*series)), &self.rules);
+                    passing().for_each(|passing| {
+                        saving.before(groups(&passing.batch, &self.common.dictionary), &self.rules);
+                    });
+                });
                 for ((series, rule), _, diff) in applies {
                     self.watched[rule as usize].add(diff as i64);
                     self.rules.apply(epoch, series, rule, diff > 0, &mut self.transitions);
@@ -683,11 +743,8 @@ impl Node for OutboxNode {
                     let alerts = serde_json::to_vec(&self.alerts).unwrap_or_default();
                     self.common.save(cut, operator::ALERTS, GroupStates::from([(0, alerts)]));
                 }
-                self.common.saved(cut, operator::ALERTS, began_us);
-                // Last of the nodes that save much.
-                if let Some(us) = self.common.stall.take(cut) {
-                    self.common.metrics.checkpoint_stall_seconds.observe(us as f64 * 1e-6);
-                }
+                self.common.saved(operator::ALERTS, began_us);
+                self.common.stalled();
             }
             Step::Epoch(epoch, arrived) => {
                 for refused in arrived.third {
@@ -699,6 +756,7 @@ impl Node for OutboxNode {
                 }
             }
             Step::Passed(frontier) => {
+                self.common.stalled();
                 self.lanes.complete(self.common.local, frontier);
                 if self.last.interval > 0 && frontier >= self.last.next && !self.last.changed.is_empty() {
                     self.last.next = (frontier / self.last.interval + 1) * self.last.interval;

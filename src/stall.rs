@@ -1,25 +1,20 @@
-//! How long a worker does nothing but save its state, at the cut of a checkpoint.
+//! How long a worker does nothing but save its state, at a time.
 
-use operators::Epoch;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::rc::Rc;
 
-/// What the nodes of a worker have spent on cuts so far, microseconds; they share it.
+/// What the nodes of a worker have spent on saving since it was last told, microseconds; they share it.
 #[derive(Clone, Debug, Default)]
-pub struct Stall(Rc<RefCell<BTreeMap<Epoch, u64>>>);
+pub struct Stall(Rc<Cell<Option<u64>>>);
 
 impl Stall {
-    /// A node has spent so much on a cut.
-    pub fn add(&self, cut: Epoch, us: u64) {
-        *self.0.borrow_mut().entry(cut).or_default() += us;
+    /// A node has spent so much.
+    pub fn add(&self, us: u64) {
+        self.0.set(Some(self.0.get().unwrap_or(0) + us));
     }
-    /// What all nodes have spent on a cut, told once; earlier cuts are forgotten.
-    pub fn take(&self, cut: Epoch) -> Option<u64> {
-        let mut cuts = self.0.borrow_mut();
-        let told = cuts.remove(&cut);
-        cuts.retain(|other, _| *other > cut);
-        told
+    /// What all nodes have spent; none if nothing was saved. Told once.
+    pub fn take(&self) -> Option<u64> {
+        self.0.take()
     }
 }
 
@@ -28,24 +23,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cut_is_told_once_with_what_all_nodes_spent_on_it() {
+    fn what_all_nodes_spent_is_told_once_and_nothing_where_nothing_was_saved() {
         let stall = Stall::default();
         let rules = stall.clone();
-        stall.add(1_000, 5);
-        stall.add(2_000, 1);
-        rules.add(1_000, 30);
-        assert_eq!(stall.take(1_000), Some(35));
-        assert_eq!(stall.take(1_000), None);
-        assert_eq!(stall.take(2_000), Some(1));
-    }
-
-    #[test]
-    fn cuts_that_are_passed_over_are_forgotten_and_the_last_one_counts() {
-        let stall = Stall::default();
-        stall.add(1_000, 5);
-        stall.add(Epoch::MAX, 7);
-        assert_eq!(stall.take(2_000), None);
-        assert_eq!(stall.take(1_000), None);
-        assert_eq!(stall.take(Epoch::MAX), Some(7));
+        assert_eq!(stall.take(), None);
+        stall.add(5);
+        rules.add(0);
+        rules.add(30);
+        assert_eq!(stall.take(), Some(35));
+        assert_eq!(stall.take(), None);
     }
 }

@@ -11,7 +11,7 @@ mod common {
 use common::frozen::Frozen;
 use operators::rolling::{Plan, Stat, Window};
 use operators::rules::{Condition, Missing, RuleSpec, Rules, Threshold};
-use operators::state::GroupStates;
+use operators::state::{GroupStates, Saves};
 use operators::{
     Batch, CountedTime, Judge, JudgeConfig, Reading, Rolling, SeriesName, SharedDictionary, Tally, key_group,
 };
@@ -243,7 +243,7 @@ fn checkpoints() {
     let name = Name { term: 1, cut: 30_000, writer: 1 };
     let position = Position { source: "s".into(), topic: "t".into(), partition: 3, next: 42, time: Some(5) };
     let pieces = vec![
-        Piece::State { operator: "judge", groups: GroupStates::from([(7, vec![1, 2, 3]), (9, vec![4])]) },
+        Piece::state("judge", GroupStates::from([(7, vec![1, 2, 3]), (9, vec![4])])),
         Piece::Positions(vec![position]),
     ];
     let logs = vec![(0, LogEnd::start(1, 0))];

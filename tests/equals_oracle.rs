@@ -31,7 +31,12 @@ fn run(text: &str, partitions: &Arc<Partitions>, seed: u64, morsel: usize, repla
     let run = Run {
         pure: loaded.pure(),
         config: loaded.config,
-        options: RunOptions { until_end: true, replay_into: replay_into.map(Path::to_owned), ..RunOptions::default() },
+        options: RunOptions {
+            until_end: true,
+            replay_into: replay_into.map(Path::to_owned),
+            slice: Some(200),
+            ..RunOptions::default()
+        },
         fs: Arc::new(RealFs),
         clock: Arc::new(RealClock::default()),
         destinations: Arc::new(Configured),

@@ -22,9 +22,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        [] | ["time"] => stages::all(&mut stages::Clocked),
+        [] | ["time"] => {
+            stages::all(&mut stages::Clocked)?;
+            stages::meet(&mut stages::Clocked)
+        }
         ["measure"] => stages::all(&mut stages::Counted),
-        ["checkpoint"] => stages::checkpoint(&mut stages::Clocked, 10_000, 60),
+        ["checkpoint"] => {
+            stages::checkpoint(&mut stages::Clocked, 10_000, 60)?;
+            stages::stalls(10_000, 60)
+        }
         ["check"] => budget::check(),
         ["budget"] => budget::write(),
         ["run", rest @ ..] => whole::run(rest),

@@ -18,12 +18,14 @@ use streamgauge::dataflow::Logic;
 use streamgauge::dead_lane::DeadLane;
 use streamgauge::dead_letters::DeadLetters;
 use streamgauge::decode::{Decoder, Outcome};
+use streamgauge::kinds::Kinds;
 use streamgauge::metrics::Metrics;
-use streamgauge::nodes::{Clock, Common, JudgeNode, OutboxNode, Passing, RollingNode, RulesNode};
+use streamgauge::nodes::{self, Common, JudgeNode, OutboxNode, Passing, RollingNode, RulesNode};
 use streamgauge::outage::Disk;
 use streamgauge::process::{EpochClock, Shared};
 use streamgauge::run::decoders;
-use streamgauge::seam::{RealClock, RealFs};
+use streamgauge::saving::SLICE;
+use streamgauge::seam::{Clock, RealClock, RealFs};
 use streamgauge::sink::{
     AlertBatch, Alerts, Configured, JournalEntry, LaneContext, Lanes, NameTable, ParquetArchive, RedisStream,
     RedisTimeseries, RowBatch, Rows, Sink,
@@ -107,6 +109,18 @@ pub fn job(folder: &std::path::Path, each: usize) -> Result<Loaded, Box<dyn Erro
         .map_err(|report| format!("{report:?}").into())
 }
 
+/// A clock that stands still while others are at work: for stalls as they are on a machine of one's own.
+struct Spent(RealClock);
+
+impl Clock for Spent {
+    fn wall_ms(&self) -> u64 {
+        self.0.wall_ms()
+    }
+    fn monotonic_us(&self) -> u64 {
+        (cpu_seconds() * 1e6) as u64
+    }
+}
+
 /// A worker's surroundings, and its operators as `dataflow` makes them.
 struct World {
     common: Common,
@@ -122,7 +136,7 @@ impl World {
         let folder = tempfile::tempdir()?;
         let loaded = job(folder.path(), rules_each)?;
         let pure = loaded.pure();
-        let (clock, metrics) = (Arc::new(RealClock::default()), Metrics::new()?);
+        let (clock, metrics) = (Arc::new(Spent(RealClock::default())), Metrics::new()?);
         let epochs = EpochClock::start(clock.clone(), 20_000, 0);
         let disk = Disk::new(clock, Arc::default(), metrics.clone());
         let common = Common {
@@ -134,6 +148,7 @@ impl World {
             dictionary: Rc::default(),
             streams: Arc::new(pure.streams()),
             stall: Default::default(),
+            slice: SLICE,
             trip: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -176,7 +191,7 @@ impl World {
 
     fn judge(&self) -> Result<JudgeNode, Box<dyn Error>> {
         let judge = Judge::new(self.logic.judge.clone(), self.common.dictionary.clone());
-        Ok(JudgeNode::new(self.common.clone(), judge, Clock::default(), [].into_iter())?)
+        Ok(JudgeNode::new(self.common.clone(), judge, nodes::Clock::default(), [].into_iter())?)
     }
 
     fn rolling(&self) -> Result<RollingNode, Box<dyn Error>> {
@@ -192,7 +207,7 @@ impl World {
         let plan = Rc::new(resolved.plan.clone());
         let rules = Rules::new(specs, self.logic.judge.allowed_lateness, plan, self.common.dictionary.clone());
         let keys = resolved.rules.iter().map(|rule| rule.spec.key.as_str());
-        let mut node = RulesNode::new(self.common.clone(), rules, keys, &Clock::default(), [].into_iter())?;
+        let mut node = RulesNode::new(self.common.clone(), rules, keys, &nodes::Clock::default(), [].into_iter())?;
         // Each series is looked at by so many of its metric's rules, and all of them by some series.
         let mut applies = Vec::new();
         let dictionary = self.common.dictionary.borrow();
@@ -284,35 +299,85 @@ pub fn all(meter: &mut impl Meter) -> Result<(), Box<dyn Error>> {
     checkpoint(meter, 500, 60)
 }
 
-/// What a cut costs a worker that holds so many series of so many ids: all its operators, one after the other.
-pub fn checkpoint(meter: &mut impl Meter, sensors: usize, ids: usize) -> Result<(), Box<dyn Error>> {
-    let mut world = World::new(5)?;
-    let interval_us = 600_000_000 / ids as i64;
-    let recipe = Recipe { records: sensors * ids * 11 / 10, sensors, partitions: 16, interval_us, duplicates: 5 };
-    let epochs = world.readings(&recipe)?;
-    let (mut judge, mut rolling) = (world.judge()?, world.rolling()?);
-    let mut rules = None;
-    for (n, containers) in (1..).zip(epochs) {
-        let rolled = epoch(&mut rolling, n, vec![arrive(&mut judge, n, containers)]);
-        if world.common.dictionary.borrow().len() == sensors && rules.is_none() {
-            rules = Some(world.rules(5)?);
+/// A worker that holds so many series of so many ids, and epochs that come then.
+struct Full {
+    world: World,
+    judge: JudgeNode,
+    rolling: RollingNode,
+    rules: RulesNode,
+    then: Vec<Vec<Vec<Reading>>>,
+}
+
+impl Full {
+    fn new(sensors: usize, ids: usize) -> Result<Self, Box<dyn Error>> {
+        let mut world = World::new(5)?;
+        let interval_us = 600_000_000 / ids as i64;
+        let recipe = Recipe { records: sensors * ids * 12 / 10, sensors, partitions: 16, interval_us, duplicates: 5 };
+        let mut epochs = world.readings(&recipe)?;
+        let then = epochs.split_off(epochs.len() * 11 / 12);
+        let (mut judge, mut rolling) = (world.judge()?, world.rolling()?);
+        let mut rules = None;
+        for (n, containers) in (1..).zip(epochs) {
+            let rolled = epoch(&mut rolling, n, vec![arrive(&mut judge, n, containers)]);
+            if world.common.dictionary.borrow().len() == sensors && rules.is_none() {
+                rules = Some(world.rules(5)?);
+            }
+            if let Some(rules) = &mut rules {
+                epoch(rules, n, vec![rolled]);
+            }
         }
-        if let Some(rules) = &mut rules {
-            epoch(rules, n, vec![rolled]);
-        }
+        let rules = rules.ok_or("every sensor has been met")?;
+        Ok(Self { world, judge, rolling, rules, then })
     }
-    let mut rules = rules.ok_or("every sensor has been met")?;
+}
+
+/// What a cut costs such a worker: all its operators, one after the other, as a whole.
+pub fn checkpoint(meter: &mut impl Meter, sensors: usize, ids: usize) -> Result<(), Box<dyn Error>> {
+    let Full { mut judge, mut rolling, mut rules, .. } = Full::new(sensors, ids)?;
     // The one that is measured finds memory that the one before has used, as in a run.
     for measured in [false, true] {
         let mut cut = |name: &str, step: &mut dyn FnMut()| match measured {
             true => meter.stage(name, sensors * ids, step),
             false => step(),
         };
-        cut("checkpoint, judge, per live id", &mut || judge.step(Step::Cut(1), &mut none()));
-        cut("checkpoint, rolling, per live id", &mut || rolling.step(Step::Cut(1), &mut none()));
-        cut("checkpoint, rules, per live id", &mut || rules.step(Step::Cut(1), &mut none()));
+        cut("checkpoint, judge, per live id", &mut || whole(&mut judge));
+        cut("checkpoint, rolling, per live id", &mut || whole(&mut rolling));
+        cut("checkpoint, rules, per live id", &mut || whole(&mut rules));
     }
     Ok(())
+}
+
+/// For how long such a worker does nothing but save, at a time, when readings go on: at the cut, and in each tick after it.
+pub fn stalls(sensors: usize, ids: usize) -> Result<(), Box<dyn Error>> {
+    let Full { world, mut judge, mut rolling, mut rules, then } = Full::new(sensors, ids)?;
+    let ms = || world.common.stall.take().unwrap_or(0) as f64 / 1e3;
+    for (round, epochs) in then.chunks(then.len() / 4).enumerate() {
+        judge.step(Step::Cut(1), &mut none());
+        rolling.step(Step::Cut(1), &mut none());
+        rules.step(Step::Cut(1), &mut none());
+        let mut stalls = vec![ms()];
+        for (n, containers) in (1_000_000..).zip(epochs) {
+            let rolled = epoch(&mut rolling, n, vec![arrive(&mut judge, n, containers.clone())]);
+            epoch(&mut rules, n, vec![rolled]);
+            let left = judge.go_on() | rolling.go_on() | rules.go_on();
+            stalls.push(ms());
+            if !left {
+                break;
+            }
+        }
+        let longest = stalls.iter().copied().fold(0.0, f64::max);
+        let (first, ticks, all) = (stalls[0], stalls.len() - 1, stalls.iter().sum::<f64>());
+        println!(
+            "cut {round}: {first:.2} ms at once, {longest:.2} ms at most in one of {ticks} ticks of {EPOCH} readings, {all:.1} ms in all"
+        );
+    }
+    Ok(())
+}
+
+/// A whole cut, although it is saved little by little.
+fn whole(node: &mut impl Node) {
+    node.step(Step::Cut(1), &mut none());
+    while node.go_on() {}
 }
 
 fn texts(sample: impl Fn(&Sample) -> String) -> Vec<String> {
@@ -432,6 +497,36 @@ fn rules_500(meter: &mut impl Meter) -> Result<(), Box<dyn Error>> {
         rolled.push(epoch(&mut rolling, n, vec![judged]));
     }
     through(meter, "rules, 5 a series of 504", &mut world.rules(5)?, rolled, warm);
+    Ok(())
+}
+
+/// Series that are met for the first time, with one reading each: names, kinds, and a place in every operator; without the
+/// join of kinds and rules, which is differential's.
+pub fn meet(meter: &mut impl Meter) -> Result<(), Box<dyn Error>> {
+    let mut world = World::new(5)?;
+    let recipe = Recipe { records: READINGS, sensors: READINGS, partitions: 16, interval_us: 9_000_000, duplicates: 0 };
+    let epochs = world.readings(&recipe)?;
+    let (mut judge, mut rolling, mut rules) = (world.judge()?, world.rolling()?, world.rules(5)?);
+    let mut kinds = Kinds::new(world.logic.resolved.clone(), world.logic.inventory.clone());
+    let mut by_kind: Vec<Vec<u32>> = Vec::new();
+    let mut epochs = Some(epochs);
+    meter.stage("a series met", READINGS, &mut || {
+        for (n, containers) in (1..).zip(epochs.take().into_iter().flatten()) {
+            let judged = arrive(&mut judge, n, containers);
+            let mut applies = Vec::new();
+            for no in judged.iter().flat_map(|passing| &passing.batch.created) {
+                let Some(kind) = kinds.of(world.common.dictionary.borrow().name(*no)) else { continue };
+                if !kind.rules.is_empty() {
+                    by_kind.push(kind.rules);
+                }
+                applies.extend(by_kind[kind.number as usize].iter().map(|rule| ((*no, *rule), n, 1)));
+            }
+            let first = vec![epoch(&mut rolling, n, vec![judged])];
+            let arrived = Arrived { first, second: applies, third: Vec::new() };
+            rules.step(Step::Epoch(n, arrived), &mut none());
+        }
+    });
+    assert_eq!(world.common.dictionary.borrow().len(), READINGS, "each reading is a series' first");
     Ok(())
 }
 

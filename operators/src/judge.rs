@@ -7,9 +7,9 @@
 
 use crate::counted::CountedTime;
 use crate::dictionary::SharedDictionary;
-use crate::ids::{ID_BYTES, Id, Ids};
+use crate::ids::{Id, Ids};
 use crate::key_group::KEY_GROUPS;
-use crate::state::{GroupStates, Reader, StateError, Writer, save_groups};
+use crate::state::{Reader, Saves, StateError, Writer, kept, write_series};
 use crate::{Batch, Epoch, Judged, Reading, SeriesNo, Verdict};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -226,7 +226,14 @@ impl Judge {
         self.silence.peek().and_then(|Reverse((target, _))| counted.second_reaching(*target))
     }
     /// Whole second `s`, after every epoch below it and before any other: forgets what has been silent for too long.
-    pub fn second(&mut self, s: Epoch, counted: &CountedTime, forgotten: &mut Vec<SeriesNo>) {
+    /// `before` sees each such series as it was.
+    pub fn second(
+        &mut self,
+        s: Epoch,
+        counted: &CountedTime,
+        forgotten: &mut Vec<SeriesNo>,
+        mut before: impl FnMut(&Self, SeriesNo),
+    ) {
         let now = counted.at(s);
         while let Some(Reverse((target, no))) = self.silence.peek().copied() {
             if target > now {
@@ -239,6 +246,8 @@ impl Judge {
                 self.silence.push(Reverse((target, no)));
                 continue;
             }
+            before(self, no);
+            let series = &mut self.series[no as usize];
             series.life = Life::Forgotten;
             self.floors.remove(&no);
             self.ids -= series.ids.len() as u64;
@@ -261,40 +270,6 @@ impl Judge {
         self.series.capacity() * size_of::<Series>()
             + self.silence.capacity() * size_of::<(u64, SeriesNo)>()
             + self.id_bytes
-    }
-    /// Its state by key group.
-    pub fn save(&self, out: &mut GroupStates) {
-        save_groups(
-            out,
-            &self.dictionary,
-            |no| self.series.get(no as usize).is_some_and(|series| series.life != Life::Unknown),
-            |no| 34 + self.series[no as usize].ids.len() * ID_BYTES,
-            |_| Writer::new(VERSION),
-            |w, no| {
-                let series = &self.series[no as usize];
-                w.i64(series.clock);
-                w.u64(series.moved);
-                w.u8(u8::from(series.life == Life::Live));
-                // Of a floor that lateness alone has overtaken nothing is left.
-                let late = series.clock.saturating_sub(self.config.allowed_lateness);
-                let floor = self.floors.get(&no).filter(|floor| **floor >= late);
-                w.u8(u8::from(floor.is_some()));
-                if let Some(floor) = floor {
-                    w.i64(*floor);
-                }
-                // What has expired is not part of the state, wherever in the ring it still lies; mostly nothing has.
-                let cut = series.clock.saturating_sub(self.config.dedup_window);
-                let pieces = series.ids.pieces();
-                let remembered = || pieces.into_iter().flatten().filter(|id| Id(**id).time() >= cut);
-                let count = remembered().count();
-                w.u32(count as u32);
-                if count == series.ids.len() {
-                    pieces.iter().for_each(|piece| w.raw(piece.as_flattened()));
-                } else {
-                    remembered().for_each(|id| w.raw(id));
-                }
-            },
-        );
     }
     /// Takes a group's state; all its series, forgotten ones too, are pushed to `created`.
     pub fn load(&mut self, group: u16, bytes: &[u8], created: &mut Vec<SeriesNo>) -> Result<(), StateError> {
@@ -328,6 +303,41 @@ impl Judge {
             Ok(())
         })?;
         r.finish()
+    }
+}
+
+impl Saves for Judge {
+    fn save_group(&self, group: u16, w: &mut Writer) {
+        let keeps = |no| self.series.get(no as usize).is_some_and(|series: &Series| series.life != Life::Unknown);
+        let kept = kept(&self.dictionary, group, keeps);
+        if kept.is_empty() {
+            return;
+        }
+        w.u16(VERSION);
+        write_series(w, &self.dictionary, &kept, |w, no| {
+            let series = &self.series[no as usize];
+            w.i64(series.clock);
+            w.u64(series.moved);
+            w.u8(u8::from(series.life == Life::Live));
+            // Of a floor that lateness alone has overtaken nothing is left.
+            let late = series.clock.saturating_sub(self.config.allowed_lateness);
+            let floor = self.floors.get(&no).filter(|floor| **floor >= late);
+            w.u8(u8::from(floor.is_some()));
+            if let Some(floor) = floor {
+                w.i64(*floor);
+            }
+            // What has expired is not part of the state, wherever in the ring it still lies; mostly nothing has.
+            let cut = series.clock.saturating_sub(self.config.dedup_window);
+            let pieces = series.ids.pieces();
+            let remembered = || pieces.into_iter().flatten().filter(|id| Id(**id).time() >= cut);
+            let count = remembered().count();
+            w.u32(count as u32);
+            if count == series.ids.len() {
+                pieces.iter().for_each(|piece| w.raw(piece.as_flattened()));
+            } else {
+                remembered().for_each(|id| w.raw(id));
+            }
+        });
     }
 }
 

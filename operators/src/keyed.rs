@@ -72,6 +72,11 @@ pub trait Node: 'static {
     fn due(&self) -> Option<Epoch> {
         None
     }
+    /// Goes on with what a cut has left to do, when epochs are complete; says whether something is left. What is left when
+    /// the next cut comes is done at once, and at the last cut nothing may be.
+    fn go_on(&mut self) -> bool {
+        false
+    }
     /// Does what the step says.
     fn step(&mut self, step: Step<Self::A, Self::B, Self::C>, out: &mut Out<Self::X, Self::Y, Self::Z>);
 }
@@ -190,6 +195,7 @@ where
             match frontier {
                 Some(frontier) => {
                     if *capabilities[0].time() < frontier {
+                        logic.go_on();
                         logic.step(Step::Passed(frontier), &mut out);
                         let before = frontier - 1;
                         send(before.max(*capabilities[0].time()), &mut out, capabilities);

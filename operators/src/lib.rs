@@ -35,4 +35,4 @@ pub use judge::{Judge, JudgeConfig, Refusal, Tally};
 pub use key_group::{KEY_GROUPS, key_group, worker_of};
 pub use rolling::{Plan, Rolling, Stat, Stats, Window};
 pub use rules::{Condition, Missing, RuleSpec, Rules, Threshold};
-pub use state::{GroupStates, StateError};
+pub use state::{GroupStates, Saves, StateError};

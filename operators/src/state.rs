@@ -56,9 +56,21 @@ impl Writer {
         writer.u16(version);
         writer
     }
+    /// With room for so many bytes.
+    pub fn with_room(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
     /// What was written.
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
+    }
+    /// How many bytes were written.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+    /// Whether none was.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
     /// A byte.
     pub fn u8(&mut self, x: u8) {
@@ -96,10 +108,6 @@ impl Writer {
     pub fn bytes(&mut self, x: &[u8]) {
         self.u32(x.len() as u32);
         self.0.extend_from_slice(x);
-    }
-    /// Makes room for so many more bytes.
-    pub fn reserve(&mut self, bytes: usize) {
-        self.0.reserve_exact(bytes);
     }
     /// A text, as `bytes`.
     pub fn str(&mut self, x: &str) {
@@ -246,33 +254,44 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes the states of all groups that have some: `keeps` says which series do, `size` about how many bytes follow the
-/// name, `each` writes them. A worker stands still meanwhile: so each group's bytes are allocated once.
-pub(crate) fn save_groups(
-    out: &mut GroupStates,
+/// An operator whose state is saved by key group.
+pub trait Saves {
+    /// Appends the state of a group, if it has some.
+    fn save_group(&self, group: u16, w: &mut Writer);
+    /// The state of all groups.
+    fn save(&self, out: &mut GroupStates) {
+        for group in 0..KEY_GROUPS {
+            let mut w = Writer::default();
+            self.save_group(group, &mut w);
+            if !w.is_empty() {
+                out.insert(group, w.into_bytes());
+            }
+        }
+    }
+}
+
+/// The series of a group of which `keeps` says that they have state, in order of name.
+pub(crate) fn kept(
     dictionary: &SharedDictionary,
+    group: u16,
     mut keeps: impl FnMut(SeriesNo) -> bool,
-    size: impl Fn(SeriesNo) -> usize,
-    mut begin: impl FnMut(&[SeriesNo]) -> Writer,
+) -> Vec<SeriesNo> {
+    let mut dictionary = dictionary.borrow_mut();
+    dictionary.group_in_order(group).iter().copied().filter(|no| keeps(*no)).collect()
+}
+
+/// Writes those series: for each its name, and what `each` writes.
+pub(crate) fn write_series(
+    w: &mut Writer,
+    dictionary: &SharedDictionary,
+    kept: &[SeriesNo],
     mut each: impl FnMut(&mut Writer, SeriesNo),
 ) {
-    let mut dictionary = dictionary.borrow_mut();
-    let mut kept = Vec::new();
-    for group in 0..KEY_GROUPS {
-        kept.clear();
-        kept.extend(dictionary.group_in_order(group).iter().copied().filter(|no| keeps(*no)));
-        if kept.is_empty() {
-            continue;
-        }
-        let mut writer = begin(&kept);
-        let names = |no: &SeriesNo| dictionary.name(*no).sensor.len() + dictionary.name(*no).metric.len() + 8;
-        writer.reserve(4 + kept.iter().map(|no| names(no) + size(*no)).sum::<usize>());
-        writer.u32(kept.len() as u32);
-        for no in &kept {
-            writer.name(dictionary.name(*no));
-            each(&mut writer, *no);
-        }
-        out.insert(group, writer.into_bytes());
+    let dictionary = dictionary.borrow();
+    w.u32(kept.len() as u32);
+    for no in kept {
+        w.name(dictionary.name(*no));
+        each(w, *no);
     }
 }
 

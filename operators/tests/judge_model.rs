@@ -134,7 +134,7 @@ proptest! {
                     epoch += ms;
                     let mut forgotten = Vec::new();
                     while let Some(s) = judge.second_due(&counted).filter(|s| *s <= epoch) {
-                        judge.second(s, &counted, &mut forgotten);
+                        judge.second(s, &counted, &mut forgotten, |_, _| ());
                     }
                     let last = epoch / 1000 * 1000;
                     for (i, series) in naive.iter_mut().enumerate() {

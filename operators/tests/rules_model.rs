@@ -150,7 +150,7 @@ proptest! {
             }
             epoch += ms;
             while let Some(s) = rules.second_due(&counted).filter(|s| *s <= epoch) {
-                rules.second(s, &counted, &mut out);
+                rules.second(s, &counted, &mut out, |_, _| ());
             }
             match op {
                 Op::Hear(_, on) => counted.set(epoch, on),

@@ -64,6 +64,8 @@ pub struct RunOptions {
     pub readiness: Option<Arc<Readiness>>,
     /// A panic that a test asks for.
     pub trip: Option<Trip>,
+    /// How many bytes of state are saved at a time; tests have few of them.
+    pub slice: Option<usize>,
     /// Told where the page is, once it is there.
     pub started: Option<Arc<dyn Fn(std::net::SocketAddr) + Send + Sync>>,
 }

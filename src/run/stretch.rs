@@ -16,6 +16,7 @@ use crate::panics;
 use crate::plan::{Layout, Plan};
 use crate::process::Shared;
 use crate::progress::ReadingBar;
+use crate::saving::SLICE;
 use crate::server::readiness::reason;
 use crate::server::views_api::{Views as ViewClients, WorkerView};
 use crate::sink::Lanes;
@@ -239,6 +240,7 @@ impl Stretch {
             dictionary: Rc::default(),
             streams: streams.clone(),
             stall: Default::default(),
+            slice: run.options.slice.unwrap_or(SLICE),
             trip: run.options.trip,
         };
         // Control lines are worker 0's to send again; ranges belong to whoever has their partition.

@@ -302,6 +302,8 @@ impl Sim<'_> {
                 replay_into: life.replay_into.map(Into::into),
                 stop: Some(world.stop.clone()),
                 readiness: Some(world.readiness()),
+                // A state so small would otherwise be saved at once.
+                slice: Some([1, 100, 1_000, 100_000][self.case.seed as usize % 4]),
                 ..RunOptions::default()
             },
             fs: Arc::new(disk.clone()),

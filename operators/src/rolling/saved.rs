@@ -3,57 +3,55 @@
 //! A state says which windows it holds. A window that is configured now and was not then begins with the entries that
 //! the others have kept, as far as it reaches; its moving average begins with the next reading.
 
-use super::{Accumulator, Bytes, Entry, Moments, NEVER, Rolling, Window};
-use crate::state::{GroupStates, Reader, StateError, Writer, save_groups};
+use super::{Accumulator, Entry, Moments, NEVER, Rolling, Series, Window};
+use crate::state::{Reader, Saves, StateError, Writer, kept, write_series};
 
 const NAME: &str = "rolling";
 const VERSION: u16 = 1;
 
-impl Rolling {
-    /// Its state by key group.
-    pub fn save(&self, out: &mut GroupStates) {
+impl Saves for Rolling {
+    fn save_group(&self, group: u16, w: &mut Writer) {
+        let keeps = |no| self.series.get(no as usize).is_some_and(|series: &Series| series.clock != NEVER);
+        let kept = kept(&self.dictionary, group, keeps);
+        if kept.is_empty() {
+            return;
+        }
         let width = self.windows.len();
-        save_groups(
-            out,
-            &self.dictionary,
-            |no| self.series.get(no as usize).is_some_and(|series| series.clock != NEVER),
-            |no| 12 + self.series[no as usize].entries.len() * size_of::<Bytes>() + width * 33,
-            |_| {
-                let mut w = Writer::new(VERSION);
-                w.u32(width as u32);
-                for window in &self.windows {
-                    match *window {
-                        Window::Time { us } => {
-                            w.u8(0);
-                            w.i64(us);
-                        }
-                        Window::Count { n } => {
-                            w.u8(1);
-                            w.i64(i64::from(n));
-                        }
-                    }
+        w.u16(VERSION);
+        w.u32(width as u32);
+        for window in &self.windows {
+            match *window {
+                Window::Time { us } => {
+                    w.u8(0);
+                    w.i64(us);
                 }
-                w
-            },
-            |w, no| {
-                let no = no as usize;
-                let series = &self.series[no];
-                w.i64(series.clock);
-                w.u32(series.entries.len() as u32);
-                let (older, newer) = series.entries.as_slices();
-                w.raw(older.as_flattened());
-                w.raw(newer.as_flattened());
-                for Accumulator { moments, ewma, begun } in &self.accumulators[no * width..(no + 1) * width] {
-                    w.u32(moments.n);
-                    w.u32(moments.updates);
-                    w.f64(moments.mean);
-                    w.f64(moments.m2);
-                    w.f64(*ewma);
-                    w.u8(u8::from(*begun));
+                Window::Count { n } => {
+                    w.u8(1);
+                    w.i64(i64::from(n));
                 }
-            },
-        );
+            }
+        }
+        write_series(w, &self.dictionary, &kept, |w, no| {
+            let no = no as usize;
+            let series = &self.series[no];
+            w.i64(series.clock);
+            w.u32(series.entries.len() as u32);
+            let (older, newer) = series.entries.as_slices();
+            w.raw(older.as_flattened());
+            w.raw(newer.as_flattened());
+            for Accumulator { moments, ewma, begun } in &self.accumulators[no * width..(no + 1) * width] {
+                w.u32(moments.n);
+                w.u32(moments.updates);
+                w.f64(moments.mean);
+                w.f64(moments.m2);
+                w.f64(*ewma);
+                w.u8(u8::from(*begun));
+            }
+        });
     }
+}
+
+impl Rolling {
     /// Takes a group's state.
     pub fn load(&mut self, group: u16, bytes: &[u8]) -> Result<(), StateError> {
         let mut r = Reader::new(NAME, VERSION, bytes)?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Dictionary, Judged, SeriesName};
+use crate::{Dictionary, Judged, Saves, SeriesName};
 use std::cell::RefCell;
 
 const S: i64 = 1_000_000;

@@ -16,6 +16,7 @@ use crate::rolling::Plan;
 use crate::{Batch, Epoch, SeriesNo, Transition, Verdict};
 use episode::{Emit, Life, Phase};
 pub use missing::Missing;
+use saved::Texts;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
@@ -69,6 +70,8 @@ struct Series {
     moved: u64,
     /// The earliest moment that the heap holds for it, `u64::MAX` if none.
     queued: u64,
+    /// The whole second on which it is to be looked at, as `fresh` says first; 0 if it does not say any.
+    fresh: Epoch,
     /// The number of the metric's list in the plan.
     features: u32,
     /// In order of the rules' numbers.
@@ -95,6 +98,8 @@ pub struct Rules {
     /// Pairs of a series and a rule that applies to it.
     pairs: u64,
     aside: BTreeMap<SeriesNo, Vec<Aside>>,
+    /// The rules as they are saved.
+    texts: Texts,
 }
 
 impl Condition {
@@ -128,6 +133,7 @@ impl Rules {
     /// Rules by number; none applies to any series yet.
     pub fn new(rules: Vec<Rc<RuleSpec>>, allowed_lateness: i64, plan: Rc<Plan>, dictionary: SharedDictionary) -> Self {
         Self {
+            texts: Texts::new(&rules),
             rules,
             allowed_lateness,
             plan,
@@ -231,7 +237,7 @@ impl Rules {
     /// of the others are over.
     pub fn settle(&mut self, epoch: Epoch, out: &mut Vec<Transition>) {
         self.settling = false;
-        for (second, series) in std::mem::take(&mut self.fresh) {
+        for (second, series) in self.take_fresh() {
             self.look_at(if second == Epoch::MAX { second_after(epoch) } else { second }, series);
         }
         for (series, all) in std::mem::take(&mut self.aside) {
@@ -341,6 +347,15 @@ impl Rules {
         }
         self.fresh_first = self.fresh_first.min(second);
         self.fresh.push((second, series));
+        let known = &mut self.series[series as usize].fresh;
+        if *known == 0 {
+            *known = second;
+        }
+    }
+    fn take_fresh(&mut self) -> Vec<(Epoch, SeriesNo)> {
+        let fresh = std::mem::take(&mut self.fresh);
+        fresh.iter().for_each(|(_, series)| self.series[*series as usize].fresh = 0);
+        fresh
     }
     /// The next whole second at which something may be due.
     pub fn second_due(&self, counted: &CountedTime) -> Option<Epoch> {
@@ -349,10 +364,18 @@ impl Rules {
         [fresh, due].into_iter().flatten().min()
     }
     /// Whole second `s`, after every epoch below it and before any other: meets the deadlines that `now` has reached.
-    pub fn second(&mut self, s: Epoch, counted: &CountedTime, out: &mut Vec<Transition>) {
+    /// `before` sees each series in which something may change as it was.
+    pub fn second(
+        &mut self,
+        s: Epoch,
+        counted: &CountedTime,
+        out: &mut Vec<Transition>,
+        mut before: impl FnMut(&Self, SeriesNo),
+    ) {
         let now = counted.at(s);
         if !self.fresh.is_empty() && self.fresh_first <= s {
-            for (second, series) in std::mem::take(&mut self.fresh) {
+            self.fresh.iter().filter(|(second, _)| *second <= s).for_each(|(_, series)| before(self, *series));
+            for (second, series) in self.take_fresh() {
                 if second <= s {
                     self.look(series, now, out);
                 } else {
@@ -367,6 +390,7 @@ impl Rules {
             self.deadlines.pop();
             // What no longer is the series' earliest moment was replaced by an earlier one.
             if self.series[series as usize].queued == target {
+                before(self, series);
                 self.series[series as usize].queued = u64::MAX;
                 self.look(series, now, out);
             }
@@ -397,7 +421,14 @@ impl Rules {
         let dictionary = self.dictionary.borrow();
         while self.series.len() <= no {
             let features = self.plan.number(&dictionary.name(self.series.len() as SeriesNo).metric);
-            self.series.push(Series { clock: NEVER, moved: 0, queued: u64::MAX, features, slots: Vec::new() });
+            self.series.push(Series {
+                clock: NEVER,
+                moved: 0,
+                queued: u64::MAX,
+                fresh: 0,
+                features,
+                slots: Vec::new(),
+            });
         }
     }
     /// The rules, by number.

@@ -4,123 +4,135 @@
 //! named in the transition that ends its alert, because the table carries what an alert says of its rule.
 
 use super::episode::{Episode, Life, Phase};
-use super::{Aside, Condition, Missing, NEVER, RuleSpec, Rules};
-use crate::state::{GroupStates, Reader, StateError, Writer, save_groups};
+use super::{Aside, Condition, Missing, NEVER, RuleSpec, Rules, Series, Slot};
+use crate::state::{Reader, Saves, StateError, Writer, kept, write_series};
 use crate::{Epoch, SeriesNo};
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 const NAME: &str = "rules";
 const VERSION: u16 = 1;
 
-/// A rule on a series: its number if it applies, the rule, and how it stands.
-type Standing<'a> = (Option<u32>, &'a RuleSpec, &'a Life);
+/// The rules as a table has them, made ready once: there is a table for each group.
+pub(super) struct Texts {
+    /// By rule: its place in the order of (key, version).
+    ranks: Vec<u32>,
+    /// By that place: the rule's number, and its texts as they are written.
+    by_rank: Vec<(u32, Vec<u8>)>,
+}
+
+impl Texts {
+    pub(super) fn new(rules: &[Rc<RuleSpec>]) -> Self {
+        let mut order: Vec<u32> = (0..rules.len() as u32).collect();
+        order.sort_by_key(|number| in_table(&rules[*number as usize]));
+        let mut ranks = vec![0; order.len()];
+        (0..).zip(&order).for_each(|(rank, number)| ranks[*number as usize] = rank);
+        let written = |number: u32| {
+            let mut w = Writer::default();
+            write_rule(&mut w, &rules[number as usize]);
+            (number, w.into_bytes())
+        };
+        Self { ranks, by_rank: order.into_iter().map(written).collect() }
+    }
+}
+
+/// What a table is in order of.
+fn in_table(rule: &RuleSpec) -> (&str, &str) {
+    (&rule.key, &rule.version)
+}
+
+fn write_rule(w: &mut Writer, rule: &RuleSpec) {
+    for text in [&rule.key, &rule.name, &rule.version, &rule.severity] {
+        w.str(text);
+    }
+}
+
+impl Saves for Rules {
+    fn save_group(&self, group: u16, w: &mut Writer) {
+        let keeps = |no| self.series.get(no as usize).is_some_and(|series: &Series| series.clock != NEVER);
+        let kept = kept(&self.dictionary, group, keeps);
+        if kept.is_empty() {
+            return;
+        }
+        w.u16(VERSION);
+        let applying = kept.iter().flat_map(|no| self.series[*no as usize].slots.iter().map(|slot| slot.rule));
+        let mut ranks: Vec<u32> = applying.map(|number| self.texts.ranks[number as usize]).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        if self.aside.is_empty() || !kept.iter().any(|no| self.aside.contains_key(no)) {
+            // Nearly always. No text is compared here.
+            w.u32(ranks.len() as u32);
+            ranks.iter().for_each(|rank| w.raw(&self.texts.by_rank[*rank as usize].1));
+            let place = |slot: &Slot| ranks.partition_point(|rank| *rank < self.texts.ranks[slot.rule as usize]) as u32;
+            self.write_series(w, &kept, place, |_| 0, |place| place);
+            return;
+        }
+        let ruling = ranks.iter().map(|rank| &*self.rules[self.texts.by_rank[*rank as usize].0 as usize]);
+        let aside = kept.iter().flat_map(|no| self.worth_keeping(*no).map(|aside| &*aside.rule));
+        let mut table: Vec<&RuleSpec> = ruling.chain(aside).collect();
+        table.sort_by_key(|rule| in_table(rule));
+        table.dedup_by_key(|rule| in_table(rule));
+        w.u32(table.len() as u32);
+        table.iter().for_each(|rule| write_rule(w, rule));
+        let place = |rule: &RuleSpec| table.partition_point(|other| in_table(other) < in_table(rule)) as u32;
+        let key_place = |place: u32| table.partition_point(|rule| rule.key < table[place as usize].key) as u32;
+        let slot_place = |slot: &Slot| place(&self.rules[slot.rule as usize]);
+        self.write_series(w, &kept, slot_place, place, key_place);
+    }
+}
 
 impl Rules {
-    /// Its state by key group.
-    pub fn save(&self, out: &mut GroupStates) {
-        let fresh: BTreeMap<SeriesNo, Epoch> = self.fresh.iter().rev().map(|(second, no)| (*no, *second)).collect();
-        // What stands on a series: the rules that apply to it, and what was set aside and still matters. Rules that apply
-        // are by far the most, and there are few of them: they are told apart by number, and no text is compared or copied
-        // for a series that has no more than them.
-        let ranks = self.ranks();
-        let worth =
-            |life: &Life, remembered| life.phase != Phase::Idle || life.past().iter().any(|e| e.end >= remembered);
-        let standing = |no: SeriesNo| {
-            let series = &self.series[no as usize];
-            let remembered = series.clock.saturating_sub(self.allowed_lateness);
-            // A rule that applies is written although it is idle: that its deadline is running is part of the state.
-            let mut all: Vec<Standing> =
-                series.slots.iter().map(|s| (Some(s.rule), &*self.rules[s.rule as usize], &s.life)).collect();
-            match self.aside.get(&no) {
-                Some(aside) => {
-                    let aside = aside.iter().filter(|aside| worth(&aside.life, remembered));
-                    all.extend(aside.map(|aside| (None, &*aside.rule, &aside.life)));
-                    all.sort_by(|a, b| a.1.key.cmp(&b.1.key));
-                }
-                None => all.sort_by_key(|(number, _, _)| number.map(|number| ranks[number as usize])),
-            }
-            (all, remembered)
-        };
-        // A group's rules by key and version; the places of those that apply in it, by number.
-        let table = RefCell::new((Vec::<(&str, &str)>::new(), vec![u32::MAX; self.rules.len()]));
-        save_groups(
-            out,
-            &self.dictionary,
-            |no| self.series.get(no as usize).is_some_and(|series| series.clock != NEVER),
-            |no| 28 + self.series[no as usize].slots.len() * 21,
-            |numbers| {
-                let mut rules: Vec<(Option<u32>, &RuleSpec)> = Vec::new();
-                let (keys, places) = &mut *table.borrow_mut();
-                places.fill(u32::MAX);
-                for no in numbers {
-                    let applying = self.series[*no as usize].slots.iter().map(|slot| slot.rule);
-                    for number in applying {
-                        if std::mem::replace(&mut places[number as usize], 0) == u32::MAX {
-                            rules.push((Some(number), &self.rules[number as usize]));
-                        }
-                    }
-                    if self.aside.contains_key(no) {
-                        rules.extend(
-                            standing(*no).0.iter().filter(|(n, _, _)| n.is_none()).map(|(n, rule, _)| (*n, *rule)),
-                        );
-                    }
-                }
-                rules.sort_by(|a, b| (&a.1.key, &a.1.version).cmp(&(&b.1.key, &b.1.version)));
-                keys.clear();
-                let mut w = Writer::new(VERSION);
-                let distinct = rules.chunk_by(|a, b| (&a.1.key, &a.1.version) == (&b.1.key, &b.1.version));
-                w.u32(distinct.clone().count() as u32);
-                for (place, same) in (0..).zip(distinct) {
-                    // Of equals the last one met, as ever.
-                    let Some((_, rule)) = same.last() else { continue };
-                    for text in [&rule.key, &rule.name, &rule.version, &rule.severity] {
-                        w.str(text);
-                    }
-                    keys.push((&rule.key, &rule.version));
-                    same.iter().filter_map(|(number, _)| *number).for_each(|number| places[number as usize] = place);
-                }
-                w
-            },
-            |w, no| {
-                let series = &self.series[no as usize];
-                w.i64(series.clock);
-                w.u64(series.moved);
-                w.u64(fresh.get(&no).copied().unwrap_or(0));
-                let (standing, remembered) = standing(no);
-                w.u32(standing.len() as u32);
-                let (keys, places) = &*table.borrow();
-                for (number, rule, life) in standing {
-                    w.u32(match number {
-                        Some(number) => places[number as usize],
-                        None => keys.binary_search(&(&*rule.key, &*rule.version)).map_or(0, |place| place as u32),
-                    });
-                    let (phase, start, ordinal) = match life.phase {
-                        Phase::Idle => (0, 0, 0),
-                        Phase::Pending { start, ordinal } => (1, start, ordinal),
-                        Phase::Firing { start, ordinal } => (2, start, ordinal),
-                    };
-                    w.u8(phase);
-                    w.i64(start);
-                    w.u32(ordinal);
-                    let past = || life.past().iter().filter(|e| e.end >= remembered);
-                    w.u32(past().count() as u32);
-                    for episode in past() {
-                        w.i64(episode.start);
-                        w.i64(episode.end);
-                    }
-                }
-            },
-        );
+    /// What was set aside on a series and still matters.
+    fn worth_keeping(&self, no: SeriesNo) -> impl Iterator<Item = &Aside> {
+        let remembered = self.remembered(no);
+        let worth = move |life: &Life| life.phase != Phase::Idle || life.past().iter().any(|e| e.end >= remembered);
+        self.aside.get(&no).into_iter().flatten().filter(move |aside| worth(&aside.life))
     }
-    /// By rule: its place in the order of keys.
-    fn ranks(&self) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.rules.len() as u32).collect();
-        order.sort_by(|a, b| self.rules[*a as usize].key.cmp(&self.rules[*b as usize].key));
-        let mut ranks = vec![0; order.len()];
-        (0..).zip(order).for_each(|(rank, rule)| ranks[rule as usize] = rank);
-        ranks
+    fn remembered(&self, no: SeriesNo) -> i64 {
+        self.series[no as usize].clock.saturating_sub(self.allowed_lateness)
+    }
+    /// Each series with its clock and what stands on it. A rule that applies is written although it is idle: that its
+    /// deadline is running is part of the state. All stand in order of key; `key_place` says the place of the first rule in
+    /// the group's table with the key of the one at a place.
+    fn write_series(
+        &self,
+        w: &mut Writer,
+        kept: &[SeriesNo],
+        slot_place: impl Fn(&Slot) -> u32,
+        place: impl Fn(&RuleSpec) -> u32,
+        key_place: impl Fn(u32) -> u32,
+    ) {
+        let mut standing: Vec<(u32, &Life)> = Vec::new();
+        write_series(w, &self.dictionary, kept, |w, no| {
+            let series = &self.series[no as usize];
+            let remembered = self.remembered(no);
+            w.i64(series.clock);
+            w.u64(series.moved);
+            w.u64(series.fresh);
+            standing.clear();
+            standing.extend(series.slots.iter().map(|slot| (slot_place(slot), &slot.life)));
+            if !self.aside.is_empty() {
+                standing.extend(self.worth_keeping(no).map(|aside| (place(&aside.rule), &aside.life)));
+            }
+            standing.sort_by_key(|(place, _)| key_place(*place));
+            w.u32(standing.len() as u32);
+            for (place, life) in &standing {
+                w.u32(*place);
+                let (phase, start, ordinal) = match life.phase {
+                    Phase::Idle => (0, 0, 0),
+                    Phase::Pending { start, ordinal } => (1, start, ordinal),
+                    Phase::Firing { start, ordinal } => (2, start, ordinal),
+                };
+                w.u8(phase);
+                w.i64(start);
+                w.u32(ordinal);
+                let past = || life.past().iter().filter(|e| e.end >= remembered);
+                w.u32(past().count() as u32);
+                for episode in past() {
+                    w.i64(episode.start);
+                    w.i64(episode.end);
+                }
+            }
+        });
     }
     /// Takes a group's state; what stands is set aside until it is announced by `apply`, or over by `settle`.
     pub fn load(&mut self, group: u16, bytes: &[u8]) -> Result<(), StateError> {

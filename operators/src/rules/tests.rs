@@ -1,7 +1,7 @@
 use super::tests_support::{lines, spec};
 use super::*;
 use crate::rolling::{Stat, Window};
-use crate::state::GroupStates;
+use crate::state::{GroupStates, Saves};
 use crate::{Dictionary, Judged, SeriesName};
 use std::cell::RefCell;
 
@@ -65,7 +65,7 @@ impl Bench {
     }
     fn until(&mut self, epoch: Epoch) -> &mut Self {
         while let Some(s) = self.rules.second_due(&self.counted).filter(|s| *s <= epoch) {
-            self.rules.second(s, &self.counted, &mut self.out);
+            self.rules.second(s, &self.counted, &mut self.out, |_, _| ());
         }
         self
     }

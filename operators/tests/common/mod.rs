@@ -93,9 +93,9 @@ impl Worker {
         loop {
             let due = [self.judge.second_due(&self.counted), self.rules.second_due(&self.counted)];
             let Some(s) = due.into_iter().flatten().min().filter(|s| *s <= epoch) else { break };
-            self.rules.second(s, &self.counted, &mut self.transitions);
+            self.rules.second(s, &self.counted, &mut self.transitions, |_, _| ());
             let mut batch = Batch { epoch: s, ..Batch::default() };
-            self.judge.second(s, &self.counted, &mut batch.forgotten);
+            self.judge.second(s, &self.counted, &mut batch.forgotten, |_, _| ());
             self.pass(batch);
         }
         let mut batch = Batch { epoch, ..Batch::default() };
