@@ -2,18 +2,26 @@
 //! was to write. Each file on its own: one call of the disk fails, and then the power goes.
 
 use crate::disk::{Disk, DiskFaults, Kind};
-use operators::{Alert, AlertState};
+use operators::{Alert, AlertState, Judged, SeriesName, Verdict};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
+use streamgauge::config::WhenFull;
+use streamgauge::crew::Part;
 use streamgauge::dead_letters::{DeadLetter, DeadLetters};
 use streamgauge::decode::Reason;
 use streamgauge::epoch_log::{Close, Durability, EpochLog, Frame, Header, Known, LOG_VERSION, Range, read_term};
 use streamgauge::metrics::Metrics;
 use streamgauge::outage::{self, Outage, what};
 use streamgauge::seam::{Clock, Fs};
-use streamgauge::sink::{AlertBatch, Alerts, Journal, JournalEntry, Sink, line};
+use streamgauge::shed::{Retrying, ShedStore};
+use streamgauge::sink::lane::{Action, Event, Lane, Settings};
+use streamgauge::sink::{
+    AlertBatch, Alerts, Held, Journal, JournalEntry, LaneState, NameTable, ParquetArchive, RowBatch, Rows, Shed, Sink,
+    Traits, line, segment,
+};
 
 /// Each look at it comes a minute after the last: whatever waits for its time has come to it.
 #[derive(Default)]
@@ -28,8 +36,12 @@ impl Clock for Hasty {
     }
 }
 
+fn watched() -> Arc<outage::Disk> {
+    outage::Disk::new(Arc::new(Hasty::default()), Arc::default(), Metrics::new().expect("metrics"))
+}
+
 fn outage(what: &'static str) -> Outage {
-    outage::Disk::new(Arc::new(Hasty::default()), Arc::default(), Metrics::new().expect("metrics")).holding_outage(what)
+    watched().holding_outage(what)
 }
 
 /// Does `write` on a disk of which one call fails, takes the power away, and lets `read` look; for every call.
@@ -176,5 +188,122 @@ fn dead_letters_up_to_a_checkpoint_outlive_a_failed_sync_and_the_power() {
         let offsets: Vec<i64> =
             letters.map(|line| serde_json::from_slice::<DeadLetter>(line).expect("a dead letter").offset).collect();
         assert_eq!(offsets, (0..20).collect::<Vec<i64>>());
+    });
+}
+
+fn rows(epoch: u64) -> Rows {
+    let names = NameTable::default();
+    names.set(0, SeriesName { sensor: "s".into(), metric: "m".into() });
+    let row = |n: u64| Judged {
+        time: n as i64,
+        value: n as f64,
+        offset: (epoch * 1000 + n) as i64,
+        series: 0,
+        partition: 0,
+        stream: 0,
+        index: 0,
+        verdict: Verdict::Accepted,
+    };
+    let streams = Arc::new(vec![("s".to_owned(), "t".to_owned())]);
+    let batch = RowBatch { epoch, worker: 0, names: Vec::new(), rows: (0..50).map(row).collect(), streams };
+    Rows { batch: Arc::new(batch), names: Arc::new(names) }
+}
+
+#[test]
+fn archive_files_that_a_checkpoint_lists_outlive_a_failed_sync_and_the_power() {
+    let now = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let write = |disk: &Disk| {
+        let mut archive = ParquetArchive::new(Arc::new(disk.clone()), "/lake".into(), 0, 1, Vec::new());
+        now.block_on(archive.connect(1)).ok()?;
+        let mut held = Held::default();
+        for epoch in 1..=8 {
+            repeat(|| now.block_on(archive.write(&[rows(epoch)])));
+            if epoch % 2 == 0 {
+                held = repeat(|| now.block_on(archive.take_cut(epoch)));
+            }
+        }
+        Some(held)
+    };
+    for_every_call(write, |disk, held| {
+        assert_eq!(held.files.len(), 4);
+        for file in held.files {
+            let bytes = disk.read(Path::new(&format!("/lake/.{}.tmp", file.name))).expect("there");
+            assert_eq!(bytes.len() as u64, file.length);
+            let reader = ParquetRecordBatchReaderBuilder::try_new(axum::body::Bytes::from(bytes)).expect("whole");
+            let rows: usize = reader.build().expect("whole").map(|batch| batch.expect("whole").num_rows()).sum();
+            assert_eq!((rows, file.rows), (100, 100));
+        }
+    });
+}
+
+#[test]
+fn segments_that_a_checkpoint_lists_outlive_a_failed_sync_and_the_power() {
+    const EPOCHS: u64 = 40;
+    let write = |disk: &Disk| {
+        disk.create_dir(Path::new("/lanes")).ok()?;
+        disk.sync_dir(Path::new("/")).ok()?;
+        let settings = Settings {
+            sink: "s".into(),
+            process: 0,
+            term: 1,
+            workers: 1,
+            keep: 3,
+            capacity: 1 << 20,
+            memory: 4_000,
+            when_full: WhenFull::Pause,
+            traits: Traits { in_checkpoint: false, forgets_us: 0, batch_entries: 10, batch_bytes: 1 << 20 },
+            dir: "/lanes".into(),
+            written: 0,
+            seed: 1,
+        };
+        // Nobody connects it: everything waits, in memory and in segment files.
+        let mut lane = Lane::<Alerts>::new(settings, Arc::new(disk.clone()), &[]).expect("nothing to restore");
+        let mut actions = Vec::new();
+        for epoch in 1..=EPOCHS {
+            lane.step(epoch * 1_500_000, Event::Push(alerts(epoch)), &mut actions);
+        }
+        lane.step(100_000_000, Event::Cut(0, EPOCHS + 1), &mut actions);
+        for minute in 2..10 {
+            lane.step(minute * 60_000_000, Event::Tick, &mut actions);
+        }
+        let reported = |action| if let Action::Report(state) = action { Some(state) } else { None };
+        let state: LaneState = actions.into_iter().find_map(reported).expect("a report");
+        assert!(state.segments.len() > 2, "too few segments: {state:?}");
+        Some(state)
+    };
+    for_every_call(write, |disk, state| {
+        let read = |listed| segment::read::<Alerts>(disk, Path::new("/lanes"), listed).expect("whole");
+        let epochs: Vec<u64> = state.segments.iter().flat_map(read).map(|alerts| alerts.0.epoch).collect();
+        assert_eq!(epochs, (1..=EPOCHS).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn what_is_shed_before_a_checkpoint_outlives_a_failed_sync_and_the_power() {
+    let write = |disk: &Disk| {
+        disk.create_dir(Path::new("/data")).ok()?;
+        disk.sync_dir(Path::new("/")).ok()?;
+        let watched = watched();
+        let store = ShedStore::new(Arc::new(disk.clone()), "/data/shed".into(), &watched);
+        let mut retrying = Retrying(Arc::downgrade(&store));
+        for epoch in 1..=20 {
+            store.take("s", &Shed::Alerts(alerts(epoch)));
+            // Reading waits for as long as something is not written.
+            for _ in 0..3 {
+                assert!(retrying.turn(Duration::ZERO));
+            }
+            assert!(!watched.holds(), "epoch {epoch}");
+            if epoch % 4 == 0 {
+                repeat(|| store.sync());
+            }
+        }
+        drop(store);
+        assert!(!retrying.turn(Duration::ZERO));
+        Some(())
+    };
+    for_every_call(write, |disk, ()| {
+        let text = String::from_utf8(disk.read(Path::new("/data/shed/s.jsonl")).expect("there")).expect("text");
+        let epoch = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("a line")["epoch"].as_u64();
+        assert_eq!(text.lines().map(epoch).collect::<Vec<_>>(), (1..=20).map(Some).collect::<Vec<_>>());
     });
 }
