@@ -40,7 +40,7 @@ pub struct Settings {
     pub dir: PathBuf,
     /// The directory of epoch logs; none where there is none to let go of.
     pub logs: Option<PathBuf>,
-    /// How long logs are kept at least, milliseconds.
+    /// How long logs are kept at least, milliseconds of running.
     pub retention_ms: u64,
     /// Checkpoints that are kept.
     pub keep: usize,
@@ -87,8 +87,8 @@ pub struct Checkpointer {
     last_success: u64,
     /// When we last looked whether we have been replaced.
     looked_us: u64,
-    /// The newest epoch of old terms, which do not change any more.
-    newest_of: BTreeMap<u64, Epoch>,
+    /// How long old terms ran, by their epochs, which do not change any more; none for one that logged nothing.
+    ran_of: BTreeMap<u64, Option<u64>>,
     done: Sender<()>,
 }
 
@@ -104,7 +104,7 @@ impl Checkpointer {
             looking: settings.shared.disk.outage(what::TERM),
             last_success: settings.clock.monotonic_us(),
             looked_us: 0,
-            newest_of: BTreeMap::new(),
+            ran_of: BTreeMap::new(),
             settings,
             pieces,
             done,
@@ -170,7 +170,7 @@ impl Checkpointer {
         let at = (settings.name(cut), cluster.0);
         let written = shed.sync().map_err(anyhow::Error::from);
         let written =
-            written.and_then(|()| checkpoint::write_process(&**fs, dir, at, settings.logs(), pieces.as_slice()));
+            written.and_then(|()| checkpoint::write_process(&**fs, dir, at, settings.logs()?, pieces.as_slice()));
         match written {
             Ok(bytes) => {
                 metrics.checkpoint_size_bytes.set(bytes as i64);
@@ -217,7 +217,7 @@ impl Checkpointer {
             if let Err(error) = checkpoint::prune(&**fs, dir, *keep) {
                 tracing::warn!(error = %format!("{error:#}"), "old checkpoints are not removed");
             }
-            self.settings.prune_logs(&mut self.newest_of);
+            self.settings.prune_logs(&mut self.ran_of);
         }
         tracing::debug!(cut, "checkpoint is complete");
     }
@@ -264,11 +264,11 @@ impl Settings {
         Name { term: self.term, cut, writer: self.writer }
     }
 
-    /// Where the logs that the cut lies in end: this process' own, or those that were replayed.
-    fn logs(&self) -> Vec<(u32, LogEnd)> {
+    /// Where the logs that the cut lies in end on the disk: this process' own, or those that were replayed.
+    fn logs(&self) -> Result<Vec<(u32, LogEnd)>> {
         match &self.shared.log {
-            Some(log) => vec![(self.cluster.0 as u32, log.durable_end())],
-            None => self.log_ends.clone(),
+            Some(log) => Ok(vec![(self.cluster.0 as u32, log.synced_end()?)]),
+            None => Ok(self.log_ends.clone()),
         }
     }
 
@@ -277,38 +277,41 @@ impl Settings {
         self.fence.as_ref().map_or(Ok(()), Fence::check).map(|()| true)
     }
 
-    /// Lets go of the logs of terms that no kept checkpoint needs and that are older than the retention.
+    /// Lets go of the logs of terms that no kept checkpoint needs and that ended longer ago than the retention.
     /// A log that cannot be read or removed is left alone, and said: it is no reason to stop.
-    fn prune_logs(&self, newest_of: &mut BTreeMap<u64, Epoch>) {
+    fn prune_logs(&self, ran_of: &mut BTreeMap<u64, Option<u64>>) {
         if let Some(logs) = &self.logs
-            && let Err(error) = self.try_prune_logs(logs, newest_of)
+            && let Err(error) = self.try_prune_logs(logs, ran_of)
         {
             tracing::warn!(error = %format!("{error:#}"), "old epoch logs are not removed");
         }
     }
 
-    fn try_prune_logs(&self, logs: &Path, newest_of: &mut BTreeMap<u64, Epoch>) -> Result<()> {
+    fn try_prune_logs(&self, logs: &Path, ran_of: &mut BTreeMap<u64, Option<u64>>) -> Result<()> {
         let oldest_kept = checkpoint::list(&*self.fs, &self.dir)?
             .into_iter()
             .find_map(|dir| dir.file_name()?.to_str()?.split_once('-').and_then(|(term, _)| term.parse::<u64>().ok()));
         let Some(oldest_kept) = oldest_kept else { return Ok(()) };
-        let now = self.clock.wall_ms();
         let history = History::read(&*self.fs, logs, None)?;
-        for term in epoch_log::terms(&*self.fs, logs)?.into_iter().filter(|term| *term < oldest_kept) {
-            let newest = match newest_of.get(&term) {
-                Some(newest) => *newest,
+        // How long streamgauge has run since, by its own epochs: wall clocks jump, and a log is not older for that.
+        let mut since_ms = self.shared.epochs.ran_ms();
+        for term in epoch_log::terms(&*self.fs, logs)?.into_iter().rev().filter(|term| *term < self.term) {
+            let ran = match ran_of.get(&term) {
+                Some(ran) => *ran,
                 None => {
-                    let ends = history.ends(term);
-                    epoch_log::read_term(&*self.fs, logs, term, &Known { ends, marks: Vec::new() })?
-                        .map_or(0, |log| log.newest)
+                    let known = Known { ends: history.ends(term), marks: Vec::new() };
+                    let log = epoch_log::read_term(&*self.fs, logs, term, &known)?;
+                    log.map(|log| log.newest - log.oldest)
                 }
             };
-            newest_of.insert(term, newest);
+            ran_of.insert(term, ran);
             // A term that logged nothing has no age; its folder says that it was.
-            if newest > 0 && newest + self.retention_ms < now {
+            let Some(ran) = ran else { continue };
+            if term < oldest_kept && since_ms > self.retention_ms {
                 self.fs.remove(&epoch_log::term_dir(logs, term))?;
                 tracing::info!(term, "epoch log of an old term removed");
             }
+            since_ms += ran;
         }
         Ok(())
     }

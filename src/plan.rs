@@ -6,10 +6,11 @@ use crate::checkpoint::{self, Name, Newest, Piece, Position, Restored};
 use crate::dead_lane;
 use crate::epoch_log::{self, Control, FOR_EVER, Known, LogEnd, LogEnds, TermLog};
 use crate::error::Failure;
-use crate::seam::{Fs, make_dir};
+use crate::seam::{Fs, make_dir, replace};
 use crate::sink::{JOURNAL, LaneState, segment};
 use crate::source::replay::Line;
 use crate::terms::{History, Manifest, Place};
+use anyhow::Context;
 use operators::{Epoch, Stream};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -132,6 +133,21 @@ pub struct Past {
     pub floor: Epoch,
     /// No alert can have left with an epoch above this one.
     pub sent_through: Option<Epoch>,
+    /// Logs that a machine without power left torn.
+    pub torn: Vec<Torn>,
+}
+
+/// Where a log ends in what the disk did not have yet, as far as anybody knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Torn {
+    /// Whose log.
+    pub term: u64,
+    /// Of which process.
+    pub process: u32,
+    /// The end of what is whole.
+    pub end: LogEnd,
+    /// Whether nothing had an effect before the disk had it: then nothing is lost.
+    pub synced: bool,
 }
 
 impl Past {
@@ -182,7 +198,7 @@ fn read_past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> anyhow::Resul
     }
     let mut ends = history.manifest.as_ref().map_or_else(BTreeMap::new, |m| m.terms.clone());
     ends.retain(|term, _| all.contains(term) || *term >= cut_term);
-    let mut terms = Vec::new();
+    let (mut terms, mut torn) = (Vec::new(), Vec::new());
     let mut floor = if cut == FOR_EVER { 0 } else { cut };
     let mut sent_through = restored.as_ref().map(|_| floor);
     for term in all {
@@ -196,6 +212,12 @@ fn read_past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> anyhow::Resul
             ends.insert(term, log.as_ref().map_or_else(LogEnds::new, |log| log.ends.clone()));
         }
         let Some(mut log) = log else { continue };
+        torn.extend(log.torn.iter().map(|(process, end)| Torn {
+            term,
+            process: *process,
+            end: *end,
+            synced: log.header.synced,
+        }));
         floor = floor.max(log.newest);
         sent_through = sent_through.max(Some(log.committed.map_or(0, |_| log.boundary())));
         if term == cut_term {
@@ -209,7 +231,30 @@ fn read_past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> anyhow::Resul
         terms.push(log);
     }
     let set_aside = history.manifest.as_ref().map_or_else(Vec::new, |m| m.set_aside.clone());
-    Ok(Past { restored, damaged, terms, history, set_aside, ends, floor, sent_through })
+    Ok(Past { restored, damaged, terms, history, set_aside, ends, floor, sent_through, torn })
+}
+
+/// Makes the logs of terms that no manifest names yet durable as they were read: what a new term says of them must hold
+/// after a power cut, too, and their own process may have died before the disk had all of them.
+///
+/// They are written anew. Syncing them would prove nothing where their process died of a sync that failed: the system
+/// then shows bytes that it has given up on, and takes them for written.
+pub fn settle(fs: &dyn Fs, layout: &Layout, past: &Past) -> anyhow::Result<()> {
+    let named = past.history.manifest.iter().flat_map(|manifest| manifest.terms.keys()).collect::<BTreeSet<_>>();
+    let last = past.restored.as_ref().map(Restored::name);
+    // A checkpoint at the end of a term was written after the disk had all of its log.
+    let settled = |term: &u64| named.contains(term) || last.is_some_and(|l| l.term == *term && l.cut == FOR_EVER);
+    for (term, ends) in past.ends.iter().filter(|(term, _)| !settled(term)) {
+        for (process, end) in ends {
+            let path = epoch_log::segment_path(&layout.logs, *term, *process, end.segment);
+            if fs.exists(&path) {
+                let mut bytes = fs.read(&path)?;
+                bytes.truncate(end.length as usize);
+                replace(fs, &path, &bytes).with_context(|| path.display().to_string())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether all that a checkpoint refers to is there: what waits in lanes, and the journal.

@@ -82,6 +82,11 @@ impl EpochClock {
         Duration::from_micros(self.next_tick_us.load(SeqCst).saturating_sub(self.clock.monotonic_us()).max(100))
     }
 
+    /// How long this run has lasted so far, milliseconds.
+    pub fn ran_ms(&self) -> u64 {
+        (self.clock.monotonic_us() - self.start_us) / 1000
+    }
+
     /// How many ticks came too late so far.
     pub fn late_ticks(&self) -> u64 {
         self.late_ticks.load(SeqCst)

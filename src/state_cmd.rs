@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{self, Restored, cut_text};
 use crate::config::{Pure, Resolved};
-use crate::epoch_log::{self, Control, FOR_EVER, Known, TermLog};
+use crate::epoch_log::{self, Control, FOR_EVER, Known, LogEnd, LogEnds, TermLog};
 use crate::error::Failure;
 use crate::plan::Layout;
 use crate::seam::{Fs, RealFs};
@@ -253,7 +253,7 @@ fn verify(out: &mut impl Write, layout: &Layout) -> Result<(), Failure> {
     match History::read(&RealFs, &layout.logs, None) {
         Ok(history) => {
             // With what checkpoints and later terms know of it.
-            let soundly = |term: u64| -> Result<()> {
+            let soundly = |term: u64| -> Result<LogEnds> {
                 let mut known = Known { ends: history.ends(term), marks: Vec::new() };
                 for dir in checkpoint::list(&RealFs, &layout.checkpoints)? {
                     let marks = checkpoint::marks(&RealFs, &dir).filter(|(name, _)| name.term == term);
@@ -261,11 +261,18 @@ fn verify(out: &mut impl Write, layout: &Layout) -> Result<(), Failure> {
                         .marks
                         .extend(marks.filter(|(name, m)| history.counts(*name, m)).map_or_else(Vec::new, |m| m.1));
                 }
-                epoch_log::read_term(&RealFs, &layout.logs, term, &known).map(drop)
+                let log = epoch_log::read_term(&RealFs, &layout.logs, term, &known)?;
+                Ok(log.map_or_else(LogEnds::new, |log| log.torn))
             };
             for term in &history.all {
                 match soundly(*term) {
-                    Ok(()) => say(out, format!("term {term}  sound"))?,
+                    Ok(torn) => {
+                        say(out, format!("term {term}  sound"))?;
+                        for (process, LogEnd { segment, length, .. }) in torn {
+                            let what = "what follows was not on the disk when the machine stopped; it does not count";
+                            say(out, format!("  process {process}, segment {segment}, byte {length}: {what}"))?;
+                        }
+                    }
                     Err(error) => {
                         bad += 1;
                         say(out, format!("term {term}  damaged: {error:#}"))?;

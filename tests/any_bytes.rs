@@ -183,6 +183,7 @@ fn operator_states() {
 
 fn frames() -> Vec<Frame> {
     let header = Header {
+        synced: true,
         version: LOG_VERSION,
         term: 1,
         process: 0,
@@ -199,6 +200,7 @@ fn frames() -> Vec<Frame> {
         Frame::Control(12, Control::Term { processes: 1 }),
         Frame::Close(Close { worker: 0, epoch: 12, through: 13, ranges: vec![range; 3] }),
         Frame::Control(20, Control::Hearing { process: 0 }),
+        Frame::Synced(77),
         Frame::Close(Close { worker: 1, epoch: 14, through: u64::MAX, ranges: Vec::new() }),
     ]
 }

@@ -5,7 +5,8 @@
 //! byte, the lines to replay, where epochs go on). A checkpoint that is gone, or its manifest, reads as one that was
 //! never completed: an older one is used without a word, and everything since is replayed, which is the same. One result is not counted, because no format can tell it apart: the
 //! log of a run that was killed may have ended earlier, if neither a checkpoint nor a later term ever saw more of it.
-//! Then what is read is a beginning of what was there, whole frame by whole frame.
+//! Then what is read is a beginning of what was there, whole frame by whole frame. The same holds, and is said, where the
+//! end of such a log is damaged and no frame behind it says that the disk had it: that is what a power cut leaves, too.
 
 mod common {
     pub mod frozen;
@@ -104,6 +105,8 @@ struct Seen {
     /// Where epochs go on, and up to where alerts can have left.
     ends: (u64, Option<u64>),
     damaged: usize,
+    /// Logs that end in what is said to be torn.
+    torn: usize,
 }
 
 fn see(frozen: &Frozen) -> Result<Seen, Failure> {
@@ -128,6 +131,7 @@ fn see(frozen: &Frozen) -> Result<Seen, Failure> {
         lines: script.iter().map(|line| format!("{line:?}")).collect(),
         ends: (past.floor, past.sent_through),
         damaged: past.damaged.len(),
+        torn: past.torn.len(),
     })
 }
 
@@ -205,6 +209,7 @@ struct Tally {
     older_used: usize,
     same: usize,
     as_if_killed_earlier: usize,
+    torn_and_said: usize,
     silently_accepted: usize,
 }
 
@@ -261,6 +266,11 @@ fn no_damage_to_checkpoints_and_logs_is_silently_accepted() {
                     tally.older_used += 1;
                 }
                 Ok(after) if after == before => tally.same += 1,
+                Ok(after) if after.torn > 0 => {
+                    let unchanged = (&after.checkpoint, after.state) == (&before.checkpoint, before.state);
+                    assert!(name == "after a kill" && unchanged && is_earlier(&after, &before), "{damage:?}");
+                    tally.torn_and_said += 1;
+                }
                 Ok(after)
                     if matches!(damage, Damage::Gone(path) if path.starts_with("/state/checkpoints"))
                         && after.checkpoint < before.checkpoint
@@ -284,6 +294,8 @@ fn no_damage_to_checkpoints_and_logs_is_silently_accepted() {
         }
         println!("{name}: {} kinds of damage, {tally:?}", all.len());
         assert_eq!(tally.silently_accepted, 0, "{name}");
+        // Of the log's end only: what a checkpoint has seen is not taken for torn.
+        assert!(tally.torn_and_said < all.len() / 50, "{tally:?}");
         assert!(tally.refused > 50 && tally.older_used > 1_000 && tally.same > 1_000, "{tally:?}");
     }
     common::tested::tested("damage to checkpoints and logs", tried as u64, "silently accepted: 0");

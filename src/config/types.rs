@@ -227,7 +227,8 @@ pub struct Epochs {
     pub tick: Interval,
     /// What "written down" means for the epoch log.
     pub durability: Durability,
-    /// How long the epoch log is kept, so that `run --replay` can run it again. Never less than the newest checkpoint needs.
+    /// How long the epoch log is kept, so that `run --replay` can run it again: a term's log goes after streamgauge has run
+    /// for so long since its end, by its own epochs, for wall clocks jump. Never less than the newest checkpoint needs.
     pub retention: Interval,
 }
 

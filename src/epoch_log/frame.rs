@@ -3,8 +3,15 @@
 //! A segment is a magic number and frames of `length, guard, checksum, payload` (little-endian, u32 each). *Guard* is
 //! the CRC-32 of the chain so far and the length, *checksum* that of the chain, the length and the payload; it is the
 //! chain from there on. So a frame counts only behind the very frames that it was written behind: what was flipped,
-//! taken out, put in, moved or brought from another log is found at the frame where it begins. Only a tail that is
-//! shorter than its own sound head says is taken for torn: that is what an interrupted write leaves.
+//! taken out, put in, moved or brought from another log is found at the frame where it begins.
+//!
+//! What an interrupted write leaves, a tail that is shorter than its own sound head says, is as if it had not been
+//! written. A machine that loses its power leaves worse: of what was not synced some blocks were written and others not,
+//! in any order. So that this is not taken for damage, nor damage for this, a log says how far it is synced: every
+//! append after a sync begins with [`Frame::Synced`]. A frame that is not whole is *torn* if nothing behind it says that
+//! the disk had it; everything from there on had not been promised to anybody. (PostgreSQL and RocksDB's
+//! `kPointInTimeRecovery` end a log at the first record that does not fit; they cannot tell a torn tail from damage in
+//! the middle. What Kafka's `recovery-point-offset-checkpoint` says beside the log, these frames say in it.)
 
 use super::{Close, Control, Header, LOG_VERSION, Range};
 use anyhow::{Context, Result, bail, ensure};
@@ -53,6 +60,8 @@ pub enum Frame {
     Control(Epoch, Control),
     /// Another segment follows. The last frame of its segment; not part of the chain, for the other is there already.
     Next,
+    /// So many bytes of this segment were on the disk when this was written.
+    Synced(u64),
 }
 
 impl Frame {
@@ -90,6 +99,10 @@ impl Frame {
                 out.extend(number.to_le_bytes());
             }
             Frame::Next => out.push(4),
+            Frame::Synced(length) => {
+                out.push(5);
+                out.extend(length.to_le_bytes());
+            }
         }
         let length = (out.len() - start - HEAD) as u32;
         out[start..start + 4].copy_from_slice(&length.to_le_bytes());
@@ -123,6 +136,7 @@ impl Frame {
                 Some(Frame::Control(epoch, control))
             }
             4 if body.is_empty() => Some(Frame::Next),
+            5 => at.u64().filter(|_| body.len() == 8).map(Frame::Synced),
             _ => None,
         }
     }
@@ -172,6 +186,39 @@ fn checksum(before: u32, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// What the head of a frame says: length, guard, checksum.
+fn head(bytes: &[u8]) -> Option<(u32, u32, u32)> {
+    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    Some((word(0)?, word(4)?, word(8)?))
+}
+
+/// The payload of a frame that is whole in itself, whatever it was written behind.
+fn alone(bytes: &[u8]) -> Option<&[u8]> {
+    let (length, guard, sum) = head(bytes)?;
+    let payload = bytes.get(HEAD..)?.get(..length as usize)?;
+    // Zeros would be the checksum of nothing.
+    (length > 0 && checksum(guard, payload) == sum).then_some(payload)
+}
+
+/// Whether the frame at `at`, which is not what was written, is what a machine without power may leave: no frame behind
+/// it was written after a sync that it was part of. Those behind it are known by their own checksums, for what came
+/// before them is not.
+pub(super) fn torn(bytes: &[u8], at: usize) -> bool {
+    // Whole, but not what belongs here; or a file that is another's: blocks that were not written read as zeros.
+    let ours = at > 0 || bytes.iter().zip(MAGIC).all(|(byte, written)| *byte == 0 || byte == written);
+    if !ours || alone(&bytes[at..]).is_some() {
+        return false;
+    }
+    // A segment's header is synced before anything is appended.
+    let in_header = at <= MAGIC.len();
+    // The kind, the first byte of a payload, spares most checksums.
+    let kind = |place: &usize| bytes.get(place + HEAD).is_some_and(|kind| (2..=5).contains(kind));
+    !(at + 1..bytes.len()).filter(kind).any(|place| match alone(&bytes[place..]).and_then(Frame::decode) {
+        Some(Frame::Synced(length)) => in_header || length > at as u64,
+        found => found.is_some() && in_header,
+    })
+}
+
 /// The frames of a segment, one after the other.
 pub struct Frames<'a> {
     bytes: &'a [u8],
@@ -207,8 +254,7 @@ impl<'a> Frames<'a> {
             return Ok(None);
         }
         ensure!(!self.ended, "byte {}: another segment was begun, and yet more follows here", self.at);
-        let word = |at: usize| rest.get(at..at + 4).and_then(|w| Some(u32::from_le_bytes(w.try_into().ok()?)));
-        let (Some(length), Some(stated), Some(sum)) = (word(0), word(4), word(8)) else { return Ok(None) };
+        let Some((length, stated, sum)) = head(rest) else { return Ok(None) };
         let guard = guard(self.chain, length);
         if guard != stated {
             // A machine that lost its power may have given the file its length, and not its bytes.

@@ -52,6 +52,9 @@ pub struct Header {
     pub streams: Vec<(String, String)>,
     /// Where each partition stood when the term began: (stream, partition, next offset).
     pub positions: Vec<(u16, u32, i64)>,
+    /// Whether a line is on the disk before its epoch has an effect (`durability = "disk"`).
+    #[serde(default)]
+    pub synced: bool,
 }
 
 /// The records of one partition in an epoch: those before `next` that no earlier range holds.
@@ -109,7 +112,9 @@ pub struct TermLog {
     pub header: Header,
     /// The last epoch that counts: `None` if nothing was closed, [`FOR_EVER`] after a clean end.
     pub committed: Option<Epoch>,
-    /// The newest epoch that any line names, void or not.
+    /// The oldest and the newest epoch that any line names, void or not.
+    pub oldest: Epoch,
+    /// See `oldest`.
     pub newest: Epoch,
     /// A checkpoint holds everything below this epoch.
     pub cut: Epoch,
@@ -119,6 +124,8 @@ pub struct TermLog {
     pub controls: Vec<(Epoch, Control)>,
     /// How far each process' log was read.
     pub ends: LogEnds,
+    /// Where a log ends in what is not whole, and was never said to be on the disk: the machine lost its power.
+    pub torn: LogEnds,
 }
 
 impl TermLog {
@@ -140,6 +147,11 @@ pub fn terms(fs: &dyn Fs, logs: &Path) -> Result<Vec<u64>> {
         fs.list(logs)?.iter().filter_map(|p| p.file_name()?.to_str()?.strip_prefix("term-")?.parse().ok()).collect();
     terms.sort_unstable();
     Ok(terms)
+}
+
+/// A segment of a process' log.
+pub fn segment_path(logs: &Path, term: u64, process: u32, segment: u32) -> PathBuf {
+    term_dir(logs, term).join(format!("process-{process}.{segment:06}.log"))
 }
 
 /// The directory of a term.

@@ -1,9 +1,9 @@
 //! Reading what a term has logged, and finding out whether all of it is there.
 
-use super::frame::{Frame, Frames, LogEnd};
+use super::frame::{Frame, Frames, LogEnd, torn};
 use super::{FOR_EVER, Header, LOG_VERSION, LogEnds, TermLog, term_dir};
 use crate::seam::Fs;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use operators::Epoch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,17 +33,26 @@ pub fn read_term(fs: &dyn Fs, logs: &Path, term: u64, known: &Known) -> Result<O
     for (process, _) in &known.marks {
         segments.entry(*process).or_default();
     }
-    let mut gathered =
-        Gathered { process: 0, closed: BTreeMap::new(), ranges: Vec::new(), controls: Vec::new(), newest: 0 };
+    let mut gathered = Gathered {
+        process: 0,
+        closed: BTreeMap::new(),
+        ranges: Vec::new(),
+        controls: Vec::new(),
+        oldest: Epoch::MAX,
+        newest: 0,
+    };
     let mut header: Option<Header> = None;
-    let mut ends = LogEnds::new();
+    let (mut ends, mut torn) = (LogEnds::new(), LogEnds::new());
     for (process, paths) in segments {
         let limit = known.ends.as_ref().map(|ends| ends.get(&process).copied().unwrap_or(LogEnd::start(term, process)));
         let marks: Vec<LogEnd> = known.marks.iter().filter(|(p, _)| *p == process).map(|(_, mark)| *mark).collect();
         let log = ProcessLog { fs, dir: &dir, term, process, paths: &paths, limit, marks: &marks };
         gathered.process = process;
-        let (found, end) = log.read(&mut gathered)?;
+        let (found, end, whole) = log.read(&mut gathered)?;
         ends.insert(process, end);
+        if !whole {
+            torn.insert(process, end);
+        }
         if let (Some(first), Some(found)) = (&header, &found) {
             let alike = |h: &Header| (h.processes, h.peers, h.config.clone(), h.streams.clone());
             ensure!(alike(first) == alike(found), "epoch logs in {} are not of one term", dir.display());
@@ -51,14 +60,25 @@ pub fn read_term(fs: &dyn Fs, logs: &Path, term: u64, known: &Known) -> Result<O
         header = header.or(found);
     }
     let Some(header) = header else { return Ok(None) };
-    let Gathered { closed, mut ranges, mut controls, newest, .. } = gathered;
+    let Gathered { closed, mut ranges, mut controls, oldest, newest, .. } = gathered;
     let committed =
         if closed.len() == header.peers as usize { closed.values().min().copied().filter(|e| *e > 0) } else { None };
     ranges.retain(|(epoch, _)| committed.is_some_and(|end| *epoch <= end));
     controls.retain(|(epoch, _)| committed.is_some_and(|end| *epoch <= end));
     ranges.sort_by_key(|(epoch, r)| (*epoch, r.stream, r.partition, r.next));
     controls.sort_unstable();
-    Ok(Some(TermLog { term, header, committed, newest, cut: 0, ranges, controls, ends }))
+    Ok(Some(TermLog {
+        term,
+        header,
+        committed,
+        oldest: oldest.min(newest),
+        newest,
+        cut: 0,
+        ranges,
+        controls,
+        ends,
+        torn,
+    }))
 }
 
 /// By process: the segments that are there, in order of their numbers.
@@ -82,14 +102,16 @@ struct Gathered {
     closed: BTreeMap<u32, Epoch>,
     ranges: Vec<(Epoch, super::Range)>,
     controls: Vec<(Epoch, super::Control)>,
+    oldest: Epoch,
     newest: Epoch,
 }
 
 impl Gathered {
     fn take(&mut self, frame: Frame) {
         match frame {
-            Frame::Header(_) | Frame::Next => {}
+            Frame::Header(_) | Frame::Next | Frame::Synced(_) => {}
             Frame::Close(close) => {
+                self.oldest = self.oldest.min(close.epoch);
                 self.newest = self.newest.max(close.epoch);
                 if close.through != FOR_EVER {
                     self.newest = self.newest.max(close.through);
@@ -121,11 +143,15 @@ impl ProcessLog<'_> {
         format!("epoch log {}", self.dir.join(format!("process-{}", self.process)).display())
     }
 
-    /// Hands every frame that counts to `gathered`; says where the log ends.
-    fn read(&self, gathered: &mut Gathered) -> Result<(Option<Header>, LogEnd)> {
+    /// Hands every frame that counts to `gathered`; says where the log ends, and whether nothing torn follows there.
+    fn read(&self, gathered: &mut Gathered) -> Result<(Option<Header>, LogEnd, bool)> {
         let mut end = LogEnd::start(self.term, self.process);
         let mut header = None;
         let mut met = vec![false; self.marks.len()];
+        // What is wrong with the segment before. Before another is begun all of it is synced, but for the frame that
+        // says so: where the other goes on from here, nothing is lost.
+        let mut before: Option<Error> = None;
+        let mut more = false;
         let last = self.paths.keys().next_back().copied().unwrap_or(0);
         let last = self.limit.map_or(last, |limit| limit.segment);
         for segment in 0..=last {
@@ -149,10 +175,29 @@ impl ProcessLog<'_> {
                 );
                 bytes.truncate(limit.length as usize);
             }
-            let mut frames = Frames::new(&bytes, end.chain).with_context(of)?;
+            // What somebody has read was there.
+            let may_be_torn = |at: u64| limit.is_none() && torn(&bytes, at as usize);
             let mut begun = false;
-            let mut more = false;
-            while let Some(frame) = frames.read().with_context(of)? {
+            let announced = std::mem::take(&mut more);
+            let mut wrong = None;
+            let mut frames = match Frames::new(&bytes, end.chain).with_context(of) {
+                Ok(frames) => frames,
+                Err(error) if may_be_torn(0) => {
+                    wrong = Some(error);
+                    Frames::new(&[], end.chain)?
+                }
+                Err(error) => return Err(error),
+            };
+            loop {
+                let frame = match frames.read().with_context(of) {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => break,
+                    Err(error) if segment < last || may_be_torn(frames.end().0) => {
+                        wrong = Some(error);
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                };
                 match &frame {
                     Frame::Header(h) => {
                         ensure!(
@@ -178,8 +223,12 @@ impl ProcessLog<'_> {
                     }
                 }
             }
+            if let Some(error) = before.take().filter(|_| !begun) {
+                return Err(error);
+            }
             if !begun {
                 // Interrupted while it was begun: nothing is in it.
+                ensure!(!announced, "{}: it was begun, and is empty; the file was cut or replaced", of());
                 end = LogEnd { segment, length: frames.end().0, ..end };
             }
             if let Some(limit) = limit {
@@ -187,6 +236,7 @@ impl ProcessLog<'_> {
             } else if more && segment == last && self.limit.is_none() {
                 bail!("{}: segment {} is missing", self.name(), segment + 1);
             }
+            before = wrong;
         }
         if let Some((mark, _)) = self.marks.iter().zip(&met).find(|(_, met)| !**met) {
             bail!(
@@ -197,6 +247,6 @@ impl ProcessLog<'_> {
                 mark.segment
             );
         }
-        Ok((header, end))
+        Ok((header, end, before.is_none()))
     }
 }

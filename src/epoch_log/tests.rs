@@ -20,6 +20,7 @@ fn header(peers: u32) -> Header {
         config: "c".into(),
         streams: vec![("s".into(), "t".into())],
         positions: vec![(0, 0, 0)],
+        synced: false,
     }
 }
 
@@ -102,16 +103,128 @@ fn a_log_cut_at_any_byte_reads_as_its_whole_frames() {
     }
 }
 
+/// A log of so many appends, that of which the disk had the first ones when the next was appended: its folder, its
+/// bytes, where each append ended, and what the disk had.
+fn half_synced(synced: u64, appends: u64) -> (tempfile::TempDir, Vec<u8>, Vec<LogEnd>, usize) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir(dir.path().join("term-1")).expect("create");
+    let log = EpochLog::create(Arc::new(RealFs), dir.path(), header(1), Durability::Process, outage())
+        .expect("log is created");
+    let mut ends = vec![log.durable_end()];
+    let mut had = 0;
+    for n in 1..=appends {
+        log.append(&mut close(0, n, n, n as i64));
+        ends.push(log.durable_end());
+        if n == synced {
+            had = log.synced_end().expect("synced").length as usize;
+        }
+    }
+    let bytes = std::fs::read(segment(&dir, 0)).expect("read");
+    (dir, bytes, ends, had)
+}
+
 #[test]
-fn any_flipped_bit_is_found_also_in_the_length_of_the_last_frame() {
-    let (dir, _) = log(1 << 20, 5);
+fn any_flipped_bit_is_found_and_what_the_disk_is_not_known_to_have_had_is_said_to_be_torn() {
+    let (dir, bytes, ends, had) = half_synced(3, 5);
     let path = segment(&dir, 0);
-    let bytes = std::fs::read(&path).expect("read");
     for at in 0..bytes.len() * 8 {
         let mut flipped = bytes.clone();
         flipped[at / 8] ^= 1 << (at % 8);
         std::fs::write(&path, &flipped).expect("written");
-        assert!(read(&dir, &Known::default()).is_err(), "bit {at}");
+        match read(&dir, &Known::default()) {
+            Ok(log) => {
+                assert!(at / 8 >= had, "bit {at} was on the disk");
+                // The fourth append begins with the frame that says what the disk had.
+                let whole = ends.iter().filter(|end| end.length as usize <= at / 8).count() - 1;
+                assert_eq!((log.ranges.len(), log.torn.len()), (whole, 1), "bit {at}");
+                assert!(log.torn[&0].length as usize <= at / 8 && log.torn == log.ends, "bit {at}");
+            }
+            Err(error) => assert!(at / 8 < had, "bit {at}: {error:#}"),
+        }
+        // What a checkpoint or a later term has seen is never taken for torn.
+        for known in [
+            Known { marks: vec![(0, ends[5])], ..Known::default() },
+            Known { ends: Some([(0, ends[5])].into()), ..Known::default() },
+        ] {
+            assert!(read(&dir, &known).is_err(), "bit {at}");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_were_not_written_end_the_log_where_the_disk_did_not_have_it_and_are_damage_elsewhere() {
+    let (dir, bytes, ends, had) = half_synced(3, 9);
+    let path = segment(&dir, 0);
+    let (mut torn, mut damaged) = (0, 0);
+    // The header is always on the disk: with any frame left behind it, it cannot have been lost.
+    let begun = ends[0].length as usize;
+    for start in (0..begun).step_by(5) {
+        let mut holed = bytes.clone();
+        holed[start..begun + 60].fill(0);
+        std::fs::write(&path, &holed).expect("written");
+        assert!(read(&dir, &Known::default()).is_err(), "from {start} on");
+    }
+    for start in (begun..bytes.len()).step_by(7) {
+        for end in (start + 1..=bytes.len()).step_by(11) {
+            let mut holed = bytes.clone();
+            holed[start..end].fill(0);
+            if holed == bytes {
+                continue;
+            }
+            std::fs::write(&path, &holed).expect("written");
+            let first = holed.iter().zip(&bytes).position(|(a, b)| a != b).expect("a difference");
+            let said = ends[3].length as usize + 21;
+            match read(&dir, &Known::default()) {
+                Ok(log) => {
+                    let whole = ends.iter().filter(|e| e.length as usize <= first).count().saturating_sub(1);
+                    assert_eq!(log.ranges.len(), whole, "{start}..{end}");
+                    // Or the frame that says what the disk had is gone, too.
+                    assert!(first >= had || end >= said - 20, "{start}..{end}");
+                    torn += 1;
+                }
+                Err(error) => {
+                    assert!(first < had, "{start}..{end}: {error:#}");
+                    damaged += 1;
+                }
+            }
+        }
+    }
+    assert!(torn > 100 && damaged > 100, "{torn} torn, {damaged} damaged");
+}
+
+#[test]
+fn a_frame_that_is_whole_and_of_a_kind_unknown_here_is_never_taken_for_torn() {
+    let (dir, _, _, _) = half_synced(3, 3);
+    let path = segment(&dir, 0);
+    let mut bytes = std::fs::read(&path).expect("read");
+    let end = read(&dir, &Known::default()).expect("whole").ends[&0];
+    let mut later = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+    frame::seal(&mut later, end.chain);
+    bytes.extend(later);
+    std::fs::write(&path, &bytes).expect("written");
+    let error = read(&dir, &Known::default()).expect_err("that of a later release");
+    assert!(format!("{error:#}").contains("cannot be read"), "{error:#}");
+}
+
+#[test]
+fn the_frame_that_announces_a_segment_may_be_torn_and_what_it_announces_may_not() {
+    let (dir, ends) = log(300, 40);
+    let path = segment(&dir, 0);
+    let bytes = std::fs::read(&path).expect("read");
+    for at in bytes.len() - 13..bytes.len() {
+        let mut torn = bytes.clone();
+        torn[at] ^= 0x55;
+        std::fs::write(&path, &torn).expect("written");
+        let log = read(&dir, &Known::default()).expect("the other segment is there");
+        assert_eq!((log.ranges.len(), log.torn.len()), (40, 0), "byte {at}");
+    }
+    std::fs::write(&path, &bytes).expect("written");
+    let last = ends[40].segment;
+    let path = segment(&dir, last);
+    let bytes = std::fs::read(&path).expect("read");
+    for cut in 0..ends.iter().find(|end| end.segment == last).expect("an end").length as usize - 60 {
+        std::fs::write(&path, &bytes[..cut]).expect("written");
+        assert!(read(&dir, &Known::default()).is_err(), "cut at {cut}");
     }
 }
 

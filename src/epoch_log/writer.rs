@@ -4,9 +4,9 @@
 //! durable. Whoever appends holds its epoch's capability until it is, and appends nothing more while the log holds.
 
 use super::frame::{Frame, LogEnd, MAGIC, seal};
-use super::{Header, term_dir};
+use super::{Header, segment_path, term_dir};
 use crate::outage::Outage;
-use crate::seam::Fs;
+use crate::seam::{Fs, replace};
 use crate::tail::{self, Tail};
 use anyhow::{Context, Result};
 use std::io;
@@ -47,9 +47,14 @@ struct State {
     /// Where the log ends, with all that was appended; and as far as that is durable.
     end: LogEnd,
     sure: LogEnd,
+    /// Bytes of this segment that the disk has, and those of them that a frame says it has.
+    synced: u64,
+    said: u64,
+    /// With `durability = "process"`: whether a sync of this segment failed.
+    doubt: bool,
     segment_bytes: u64,
     header: Header,
-    dir: PathBuf,
+    logs: PathBuf,
     fs: Arc<dyn Fs>,
     outage: Outage,
     closed: bool,
@@ -59,6 +64,10 @@ struct Ending {
     path: PathBuf,
     chain: u32,
     tail: Tail,
+    /// Whether the disk has all of it.
+    synced: bool,
+    /// As of [`State`].
+    doubt: bool,
     /// Whether it was given the frame that says so.
     told: bool,
 }
@@ -91,8 +100,11 @@ impl EpochLog {
             ending: None,
             end: start,
             sure: start,
+            synced: 0,
+            said: 0,
+            doubt: false,
             segment_bytes,
-            dir: term_dir(logs, header.term),
+            logs: logs.to_owned(),
             header,
             fs,
             outage,
@@ -117,10 +129,16 @@ impl EpochLog {
     /// Appends frames as `Frame::encode` makes them, and says which append this was: `is_durable` tells when it counts.
     pub fn append(&self, frames: &mut [u8]) -> u64 {
         let mut state = self.lock();
-        let chain = seal(frames, state.end.chain);
-        state.tail.give(frames);
-        state.end.length += frames.len() as u64;
-        state.end.chain = chain;
+        if state.said < state.synced {
+            // In one write with what follows.
+            let mut with = Vec::with_capacity(frames.len() + 32);
+            Frame::Synced(state.synced).encode(&mut with);
+            with.extend_from_slice(frames);
+            state.give(&mut with);
+            state.said = state.synced;
+        } else {
+            state.give(frames);
+        }
         let number = self.appended.fetch_add(1, SeqCst) + 1;
         if !state.outage.is_on() {
             if state.end.length > state.segment_bytes {
@@ -135,8 +153,40 @@ impl EpochLog {
     }
 
     /// Where the log ends, as far as it is durable: what is complete lies before it.
+    #[cfg(test)]
     pub fn durable_end(&self) -> LogEnd {
         self.lock().sure
+    }
+
+    /// The same, after the disk has it: a checkpoint is durable, and what it says of the log must be as durable,
+    /// whatever `durability` says of the epochs after it.
+    pub fn synced_end(&self) -> io::Result<LogEnd> {
+        let mut state = self.lock();
+        let end = state.sure;
+        if self.durability == Durability::Disk || state.has(end) {
+            return Ok(end);
+        }
+        if state.outage.is_on() {
+            return Err(io::Error::other("the epoch log waits for the disk"));
+        }
+        let (fs, path, mut doubt) = (state.fs.clone(), state.path(end.segment), state.doubt);
+        if doubt {
+            certain(&*fs, &path, end.length, &mut doubt)?;
+            state.tail = Tail::new(end.length);
+        } else {
+            // Appends need not wait. Segments before this one are synced.
+            drop(state);
+            let synced = certain(&*fs, &path, end.length, &mut doubt);
+            state = self.lock();
+            if let Err(error) = synced {
+                state.doubt |= state.end.segment == end.segment;
+                return Err(error);
+            }
+        }
+        if state.end.segment == end.segment {
+            (state.synced, state.doubt) = (end.length, doubt);
+        }
+        Ok(end)
     }
 
     /// Whether this append, and each before it, is durable.
@@ -186,6 +236,9 @@ impl EpochLog {
             Ok(()) => {
                 if sync || self.durability == Durability::Process {
                     state.sure = state.end;
+                    if self.durability == Durability::Disk {
+                        state.synced = state.end.length;
+                    }
                     self.durable.store(appended, SeqCst);
                     state.outage.over();
                     self.holds.store(false, SeqCst);
@@ -207,7 +260,18 @@ impl EpochLog {
 
 impl State {
     fn path(&self, segment: u32) -> PathBuf {
-        self.dir.join(format!("process-{}.{segment:06}.log", self.header.process))
+        segment_path(&self.logs, self.header.term, self.header.process, segment)
+    }
+
+    /// Whether the disk has the log up to there.
+    fn has(&self, end: LogEnd) -> bool {
+        end.segment < self.end.segment || end.length <= self.synced
+    }
+
+    fn give(&mut self, frames: &mut [u8]) {
+        self.end.chain = seal(frames, self.end.chain);
+        self.end.length += frames.len() as u64;
+        self.tail.give(frames);
     }
 
     /// Gives the new segment, whose file is not there yet, its first bytes.
@@ -217,20 +281,23 @@ impl State {
         self.end.chain = seal(&mut bytes[MAGIC.len()..], self.end.chain);
         self.end.length = bytes.len() as u64;
         self.tail.give(&bytes);
-        self.begun = false;
+        (self.begun, self.synced, self.said) = (false, self.end.length, self.end.length);
     }
 
     /// What comes next is for another segment.
     fn roll(&mut self) {
         let tail = std::mem::replace(&mut self.tail, Tail::new(0));
         let path = self.path(self.end.segment);
-        self.ending = Some(Ending { path, chain: self.end.chain, tail, told: false });
+        let doubt = std::mem::take(&mut self.doubt);
+        self.ending = Some(Ending { path, chain: self.end.chain, tail, synced: false, doubt, told: false });
         self.end = LogEnd { segment: self.end.segment + 1, length: 0, chain: self.end.chain };
         self.begin_segment();
     }
 
     /// Writes what has not been written, the older segment first; after an error again from where it failed. The old
-    /// segment says that another follows once that is there: none can go missing unseen.
+    /// segment says that another follows once that is there: none can go missing unseen. Before that the disk has all of
+    /// the old one, under any durability: so what a machine without power leaves torn is in the last segment, or is the
+    /// frame that announces it.
     fn settle(&mut self, durability: Durability, sync: bool) -> io::Result<()> {
         if let Some(ending) = &mut self.ending {
             ending.settle(&*self.fs, durability)?;
@@ -240,7 +307,7 @@ impl State {
         self.tail.flush(&mut open)?;
         if !self.begun {
             self.tail.sync(&mut open)?;
-            fs.sync_dir(&self.dir)?;
+            fs.sync_dir(&term_dir(&self.logs, self.header.term))?;
             self.begun = true;
         }
         match durability {
@@ -269,9 +336,32 @@ impl Ending {
 
     fn settle(&mut self, fs: &dyn Fs, durability: Durability) -> io::Result<()> {
         let mut open = |length| tail::open(fs, &self.path, length);
-        match durability {
-            Durability::Process => self.tail.flush(&mut open),
-            Durability::Disk => self.tail.sync(&mut open),
+        if durability == Durability::Disk {
+            return self.tail.sync(&mut open);
         }
+        self.tail.flush(&mut open)?;
+        if !self.synced {
+            let length = self.tail.length();
+            certain(fs, &self.path, length, &mut self.doubt)?;
+            (self.tail, self.synced) = (Tail::new(length), true);
+        }
+        Ok(())
     }
+}
+
+/// Makes a file durable of which nothing is kept in memory, because it is to survive the end of the process only.
+///
+/// After a sync that failed another one would prove nothing (`tail`). Then the file is written anew beside its place,
+/// from what the system still shows; whoever has it open is to open it again.
+fn certain(fs: &dyn Fs, path: &Path, length: u64, doubt: &mut bool) -> io::Result<()> {
+    if *doubt {
+        let mut bytes = fs.read(path)?;
+        bytes.truncate(length as usize);
+        replace(fs, path, &bytes)?;
+        *doubt = false;
+        return Ok(());
+    }
+    let synced = fs.append(path)?.sync();
+    *doubt = synced.is_err();
+    synced
 }

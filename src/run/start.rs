@@ -66,6 +66,7 @@ impl Stretch {
                 config: plan.config.clone(),
                 streams: plan.streams.clone(),
                 positions: plan.positions.iter().map(|(s, p, next, _)| (*s, *p, *next)).collect(),
+                synced: run.config.epochs.durability == DurabilitySetting::Disk,
             };
             let durability = match run.config.epochs.durability {
                 DurabilitySetting::Process => Durability::Process,

@@ -5,7 +5,7 @@ use super::stretch::Stretch;
 use super::{Run, cannot_start, look_at_data_dir, start_failure};
 use crate::checkpoint::{self, Name};
 use crate::config::Pure;
-use crate::epoch_log;
+use crate::epoch_log::{self, LogEnd};
 use crate::error::Failure;
 use crate::metrics::Metrics;
 use crate::nodes::Totals;
@@ -53,7 +53,8 @@ impl World {
         let path = layout.configs.join(format!("{hash}.toml"));
         let written = make_dir(&*self.run.fs, &layout.configs).and_then(|()| {
             if self.run.fs.exists(&path) {
-                Ok(())
+                // Whoever wrote it may have died before its name was durable.
+                self.run.fs.sync_dir(&layout.configs)
             } else {
                 replace(&*self.run.fs, &path, self.run.pure.text().as_bytes())
             }
@@ -148,6 +149,29 @@ impl World {
             tracing::error!(checkpoint = %dir.display(), what, "checkpoint is damaged; an older one is used");
             checkpoint::set_aside(fs, dir).map_err(corrupt)?;
         }
+        for plan::Torn { term, process, end, synced } in &past.torn {
+            let LogEnd { segment, length, .. } = end;
+            if *synced {
+                tracing::warn!(
+                    term,
+                    process,
+                    segment,
+                    length,
+                    "the epoch log ends in lines that the disk did not have in whole when the machine stopped; none had \
+                     an effect, and nothing is lost"
+                );
+            } else {
+                tracing::error!(
+                    term,
+                    process,
+                    segment,
+                    length,
+                    "the epoch log has lost its last lines: the machine stopped before the disk had them. Those records \
+                     are read again in new epochs, and sinks may get their alerts twice, or other ones. Where a power \
+                     cut must lose nothing, set epochs.durability = \"disk\""
+                );
+            }
+        }
         if let Some(epoch) = plan::journal_beyond(fs, layout, &past).map_err(corrupt)? {
             tracing::error!(
                 epoch,
@@ -170,6 +194,7 @@ impl World {
             );
             past.set_aside.push(place);
         }
+        plan::settle(fs, layout, &past).map_err(corrupt)?;
         terms::write(fs, &layout.logs, &past.manifest(term)).map_err(corrupt)?;
         Ok((term, past))
     }

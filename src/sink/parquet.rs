@@ -73,7 +73,6 @@ impl ParquetArchive {
         let io = |error: io::Error| start_error(&dir, &error);
         make_dir(&*self.fs, &dir).map_err(io)?;
         try_out(&*self.fs, &dir, self.process).map_err(io)?;
-        let mut changed = false;
         for file in self.restored.iter().flat_map(|state| &state.files) {
             let hidden = dir.join(files::hidden(&file.name));
             if self.fs.exists(&hidden) {
@@ -86,7 +85,6 @@ impl ParquetArchive {
                     )));
                 }
                 self.fs.rename(&hidden, &dir.join(&file.name)).map_err(io)?;
-                changed = true;
             } else if !self.fs.exists(&dir.join(&file.name)) {
                 // It was shown before, and whoever it was meant for has taken it.
                 tracing::info!(file = file.name, "archive file that the checkpoint lists is not here any more");
@@ -103,18 +101,15 @@ impl ParquetArchive {
             }
             if name.hidden {
                 self.fs.remove(&path).map_err(io)?;
-                changed = true;
             } else if state.is_some_and(|s| (name.term, name.cut) > (s.term, Some(s.cut))) {
                 // An older checkpoint was restored than the one that showed this file: replay makes its rows again.
                 let aside = dir.join(files::aside(&path));
                 tracing::warn!(file = %path.display(), "archive file is newer than the checkpoint restored; set aside");
                 self.fs.rename(&path, &aside).map_err(io)?;
-                changed = true;
             }
         }
-        if changed {
-            self.fs.sync_dir(&dir).map_err(io)?;
-        }
+        // Also what a process before this one had renamed when it died: no checkpoint lists it any more.
+        self.fs.sync_dir(&dir).map_err(io)?;
         self.restored.clear();
         Ok(())
     }
