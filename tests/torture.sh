@@ -4,8 +4,8 @@
 #   tests/torture.sh [NAME...]     without names: all of them, for some hours
 #
 # How often is in the environment: KILLS=500 FAILPOINTS=20 RESCALES=100 BROKER_KILLS=20 FAULT_ROUNDS=6 FAULT_SECONDS=60
-# SLOW_SECONDS=600 ZOMBIES=100 CUTS=3 DEATHS=20 DISK_FAULTS=1000 DISK_ROUNDS=20 DAMAGES=600000 SEED=N (one that is
-# drawn, otherwise). What was reached is published, whatever it is.
+# SLOW_SECONDS=600 ZOMBIES=100 CUTS=3 DEATHS=20 DISK_FAULTS=1000 DISK_ROUNDS=20 DAMAGES=600000 SEEDS=10000 CLOCKS=800
+# SEED=N (one that is drawn, otherwise). What was reached is published, whatever it is.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 export SG_TESTED=$PWD/TESTED.md
@@ -42,6 +42,14 @@ torture() {
             SG_COMMAND="DAMAGES=${DAMAGES:-600000} tests/torture.sh damage" SG_DAMAGES=${DAMAGES:-600000} \
                 cargo test --release --features tls --test damage -- no_damage --nocapture
             ;;
+        sim)
+            SG_COMMAND="SEEDS=${SEEDS:-10000} tests/torture.sh sim" SIM_SEEDS=${SEEDS:-10000} \
+                cargo test --release --features tls --test simulation seeds_with_faults -- --nocapture
+            ;;
+        clocks)
+            SG_COMMAND="CLOCKS=${CLOCKS:-800} tests/torture.sh clocks" SIM_CLOCKS=${CLOCKS:-800} \
+                cargo test --release --features tls --test simulation wrong_clocks -- --nocapture
+            ;;
         planted) tests/planted.sh ;;
         *)
             echo "torture: there is no $name" >&2
@@ -50,7 +58,7 @@ torture() {
     esac
 }
 
-all=(planted damage cuts mesh kills zombies failpoints rescale broker redis disk slow)
+all=(planted damage sim clocks cuts mesh kills zombies failpoints rescale broker redis disk slow)
 [ "$#" -gt 0 ] || set -- "${all[@]}"
 tests/servers/install.sh || exit 1
 failed=()

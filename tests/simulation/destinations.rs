@@ -93,10 +93,13 @@ struct State {
 pub struct Destinations {
     state: Mutex<State>,
     now: Arc<AtomicU64>,
+    /// How much of the last time a server forgets that dies: Redis writes its file every second by its own clock, and
+    /// where that may be fast, so is this one.
+    forgets_us: u64,
 }
 
 impl Destinations {
-    pub fn new(seed: u64, now: Arc<AtomicU64>) -> Arc<Self> {
+    pub fn new(seed: u64, now: Arc<AtomicU64>, forgets_us: u64) -> Arc<Self> {
         let state = State {
             rng: Rng::with_seed(seed),
             servers: BTreeMap::new(),
@@ -105,7 +108,7 @@ impl Destinations {
             trace: 0,
             failed: 0,
         };
-        Arc::new(Self { state: Mutex::new(state), now })
+        Arc::new(Self { state: Mutex::new(state), now, forgets_us })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -132,7 +135,7 @@ impl Destinations {
         }
     }
 
-    /// One of them dies, and with it what it took in the last second, if it can forget.
+    /// One of them dies, and with it what it took last, if it can forget.
     pub fn die(&self, now: u64, down_until: u64) {
         let mut state = self.state();
         let count = state.servers.len();
@@ -143,8 +146,8 @@ impl Destinations {
         let server = state.servers.values_mut().nth(which).expect("one of them");
         server.generation += 1;
         server.down_until = down_until;
-        server.stream.retain(|(at, _, _)| at + 1_000_000 <= now);
-        server.last.retain(|(at, _, _, _)| at + 1_000_000 <= now);
+        server.stream.retain(|(at, _, _)| at + self.forgets_us <= now);
+        server.last.retain(|(at, _, _, _)| at + self.forgets_us <= now);
     }
 
     pub fn trace(&self) -> u64 {
@@ -374,6 +377,20 @@ impl Seam {
 impl sink::Destinations for Seam {
     fn look(&self, _: &SinkSettings, _: &Handle) -> Result<String, StartError> {
         Ok("simulated".into())
+    }
+
+    fn announce(&self, sinks: &BTreeMap<String, SinkSettings>, term: u64, _: &Handle) {
+        let mut state = self.0.state();
+        let now = self.0.now.load(SeqCst);
+        for (name, settings) in sinks {
+            // Those that know terms, and can be reached.
+            if matches!(settings, SinkSettings::RedisStream(_) | SinkSettings::RedisLast(_)) {
+                let server = state.servers.entry(name.clone()).or_default();
+                if now >= server.down_until {
+                    server.term = server.term.max(term);
+                }
+            }
+        }
     }
 
     fn open(&self, name: &str, settings: &SinkSettings, opening: &mut Opening<'_>) -> Result<(), StartError> {

@@ -180,7 +180,7 @@ impl State {
                     let rest = file.bytes.len() - file.synced;
                     let kept = file.synced + self.rng.usize(0..=rest);
                     file.bytes.truncate(kept);
-                    if kept > file.synced && self.rng.u8(0..4) == 0 {
+                    if kept > file.synced && self.rng.bool() {
                         let hole = self.rng.usize(file.synced..kept);
                         let end = self.rng.usize(hole..=kept);
                         file.bytes[hole..end].fill(0);
@@ -191,8 +191,12 @@ impl State {
         }
     }
 
-    /// The process is gone, the machine is not: in time, all of it reaches the disk.
+    /// The process is gone, the machine is not: in time, all of it reaches the disk. That may be long after the next
+    /// process has begun, and after the power went.
     fn settle(&mut self) {
+        if self.rng.bool() {
+            return;
+        }
         self.changes.clear();
         self.durable = self.names.clone();
         for file in &mut self.files {
@@ -219,6 +223,11 @@ impl Disk {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine goes down with the last life of the program.
+    pub fn cut_power(&self) {
+        self.state().power_cut();
     }
 
     /// For a new life of the program, after the last one ended; `power`: the machine went down with it.

@@ -1,5 +1,6 @@
 //! The world around one life of the program: its time, its records, and what befalls it.
 
+use crate::clocks::JUMPS_AFTER_US;
 use crate::destinations::Destinations;
 use crate::disk::Disk;
 use crate::memory::Partitions;
@@ -165,11 +166,15 @@ pub struct SimClock {
     pub wall_ms: u64,
     /// The machine's clocks may be fast.
     pub rate: u64,
+    /// What the wall clock shows from some moment in the middle of the life on.
+    pub jumps_to: Option<u64>,
 }
 
 impl Clock for SimClock {
     fn wall_ms(&self) -> u64 {
-        self.wall_ms + (self.world.now() - self.began) / 1000 * self.rate
+        let lasted_us = self.world.now() - self.began;
+        let jumped = self.jumps_to.filter(|_| lasted_us > JUMPS_AFTER_US);
+        jumped.unwrap_or(self.wall_ms) + lasted_us / 1000 * self.rate
     }
     fn monotonic_us(&self) -> u64 {
         self.world.now() * self.rate
