@@ -11,11 +11,16 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const METADATA: Duration = Duration::from_secs(5);
+/// How often what librdkafka has to tell is looked at: while records are under way, and in quiet times. A thread that waits
+/// for it, as rdkafka's `FutureProducer` has one, spins through the last millisecond of each of its waits.
+const UNDER_WAY: Duration = Duration::from_millis(4);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// What librdkafka last complained about: its calls themselves only say that time ran out.
 #[derive(Clone, Default)]
@@ -37,6 +42,24 @@ impl ClientContext for Complaints {
     }
 }
 
+/// Records under way, and the first that did not arrive.
+#[derive(Default)]
+struct Deliveries {
+    left: AtomicUsize,
+    failure: Mutex<Option<KafkaError>>,
+}
+
+impl ProducerContext for Complaints {
+    type DeliveryOpaque = Arc<Deliveries>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, deliveries: Arc<Deliveries>) {
+        if let Err((error, _)) = result {
+            deliveries.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        }
+        deliveries.left.fetch_sub(1, SeqCst);
+    }
+}
+
 impl Complaints {
     fn take(&self) -> Option<Complaint> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -48,7 +71,7 @@ pub struct KafkaAlerts {
     servers: String,
     topic: String,
     config: ClientConfig,
-    producer: Option<FutureProducer<Complaints>>,
+    producer: Option<Arc<BaseProducer<Complaints>>>,
 }
 
 impl KafkaAlerts {
@@ -77,15 +100,17 @@ impl KafkaAlerts {
         let Self { servers, topic, .. } = self;
         self.producer = None;
         let complaints = Complaints::default();
-        let producer: FutureProducer<Complaints> = self
+        let producer: BaseProducer<Complaints> = self
             .config
             .create_with_context(complaints.clone())
             .map_err(|error| StartError::Settings(format!("properties: {error}")))?;
+        let producer = Arc::new(producer);
         let deadline = Instant::now() + METADATA;
         loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
             let metadata = producer.client().fetch_metadata(Some(topic), left).map_err(|error| {
                 use RDKafkaErrorCode::{Authentication, SSL, SaslAuthenticationFailed};
+                producer.poll(UNDER_WAY);
                 match complaints.take() {
                     Some((Some(Authentication | SaslAuthenticationFailed), why)) => StartError::Denied(format!(
                         "{servers} does not accept the user or password: {why}; put the right ones into properties"
@@ -105,6 +130,7 @@ impl KafkaAlerts {
             let error = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
             let partitions = found.map_or(0, |found| found.partitions().len());
             if partitions > 0 && error.is_none() {
+                tokio::spawn(hear(Arc::downgrade(&producer)));
                 self.producer = Some(producer);
                 return Ok(partitions);
             }
@@ -140,7 +166,8 @@ impl Sink for KafkaAlerts {
         let Some(producer) = &self.producer else {
             return Err(SinkError::Unavailable(format!("not connected to {}", self.servers)));
         };
-        let mut deliveries = Vec::new();
+        let deliveries = Arc::<Deliveries>::default();
+        let mut entries = 0;
         for alerts in batch {
             for entry in &alerts.0.alerts {
                 let mut value = Vec::new();
@@ -148,18 +175,34 @@ impl Sink for KafkaAlerts {
                 let key = entry.alert.id_hex();
                 let event = format!("{key}-{}", entry.alert.state.number());
                 let headers = OwnedHeaders::new().insert(Header { key: "event", value: Some(&event) });
-                let record = FutureRecord::to(&self.topic).key(&key).payload(&value).headers(headers);
-                deliveries.push(producer.send_result(record).map_err(|(error, _)| not_sent(error))?);
+                let record = BaseRecord::with_opaque_to(&self.topic, deliveries.clone());
+                let record = record.key(&key).payload(&value).headers(headers);
+                deliveries.left.fetch_add(1, SeqCst);
+                producer.send(record).map_err(|(error, _)| not_sent(error))?;
+                entries += 1;
             }
         }
-        let entries = deliveries.len() as u64;
-        for delivery in deliveries {
-            match delivery.await {
-                Ok(Ok(_)) => {}
-                Ok(Err((error, _))) => return Err(not_sent(error)),
-                Err(_) => return Err(SinkError::Unavailable(format!("{}: given up", self.servers))),
+        while deliveries.left.load(SeqCst) > 0 {
+            // The lane has this thread to itself: sleeping is one wake-up, a timer of the runtime three.
+            std::thread::sleep(UNDER_WAY);
+            tokio::task::yield_now().await;
+            let mut left = usize::MAX;
+            // One event at a time, each of several records.
+            while deliveries.left.load(SeqCst) < left {
+                left = deliveries.left.load(SeqCst);
+                producer.poll(Duration::ZERO);
             }
         }
-        Ok(Written { entries, ..Written::default() })
+        let failure = deliveries.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failure.map_or(Ok(Written { entries, ..Written::default() }), |error| Err(not_sent(error)))
+    }
+}
+
+/// What librdkafka says when nothing is written: complaints, which would pile up.
+async fn hear(producer: std::sync::Weak<BaseProducer<Complaints>>) {
+    while let Some(producer) = producer.upgrade() {
+        producer.poll(Duration::ZERO);
+        drop(producer);
+        tokio::time::sleep(QUIET).await;
     }
 }

@@ -5,23 +5,24 @@ use crate::servers::Kafka;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use streamgauge::sink::StartError;
 
-/// (partition, key, header `event`, value) of so many messages.
+/// (partition, key, header `event`, value) of all messages until there are so many events; some may be there twice.
 fn messages(kafka: &Kafka, topic: &str, partitions: i32, count: usize) -> Vec<(i32, String, String, String)> {
     let consumer: BaseConsumer = kafka.client().set("group.id", "test").create().unwrap();
     let mut list = TopicPartitionList::new();
     (0..partitions).for_each(|p| list.add_partition_offset(topic, p, Offset::Beginning).unwrap());
     consumer.assign(&list).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
-    let mut found = Vec::new();
-    while found.len() < count {
-        assert!(Instant::now() < deadline, "{} of {count} messages within 30 s", found.len());
+    let (mut found, mut events) = (Vec::new(), BTreeSet::new());
+    while events.len() < count {
+        assert!(Instant::now() < deadline, "{} of {count} events within 30 s", events.len());
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
             let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
             let event = text(message.headers().unwrap().iter().find(|h| h.key == "event").unwrap().value);
+            events.insert(event.clone());
             found.push((message.partition(), text(message.key()), event, text(message.payload())));
         }
     }
