@@ -412,9 +412,13 @@ impl Sim<'_> {
         report.failures += u64::from(ended.is_err());
         let seen = world.seen();
         let Some(started) = seen.started else { return Ok(Some(ended)) };
-        // Once it runs, no fault of the disk ends it; that it waits for one can be seen.
-        let waited = |path: &Path| {
-            path.extension().is_some_and(|e| e == "log" || e == "jsonl") && !path.starts_with("/sim/data/shed")
+        // Once it runs, no fault of the disk ends it; that it waits for one can be seen. It does not wait for the logs of
+        // older terms, which it only looks through for old ones.
+        let own = newest.map(|term| epoch_log::term_dir(&logs, term));
+        let waited = |path: &Path| match path.extension().and_then(|e| e.to_str()) {
+            Some("log") => own.as_ref().is_some_and(|own| path.starts_with(own)),
+            Some("jsonl") => !path.starts_with("/sim/data/shed"),
+            _ => false,
         };
         let failures = disk.failures();
         let failed: Vec<_> = failures.iter().filter(|(call, path)| *call > started && waited(path)).collect();
