@@ -28,6 +28,7 @@ use operators::state::{GroupStates, StateError};
 use operators::{Batch, Epoch, Reading, SeriesName, SeriesNo, Stream, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -833,11 +834,12 @@ impl Node for LedgerNode {
     type A = Tally;
     type B = ();
     type C = ();
-    type X = ();
+    // It has none, but what it has checked is complete.
+    type X = Infallible;
     type Y = ();
     type Z = ();
 
-    fn step(&mut self, step: Step<Tally, (), ()>, _: &mut Out<(), (), ()>) {
+    fn step(&mut self, step: Step<Tally, (), ()>, _: &mut Out<Infallible, (), ()>) {
         match step {
             Step::Cut(cut) if self.common.worker == 0 => match serde_json::to_value(&self.totals) {
                 Ok(totals) => {

@@ -6,6 +6,7 @@
 //! function of the epochs' contents, and never of the order in which messages arrived.
 
 use crate::Epoch;
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
@@ -51,7 +52,7 @@ pub struct Out<X, Y, Z> {
 
 /// A node's logic.
 pub trait Node: 'static {
-    /// The items of its inputs and outputs; `()` where it has none.
+    /// The items of its inputs and outputs; `()` where it has none: such an output says nothing of what is complete.
     type A: Clone + 'static;
     /// See `A`.
     type B: Clone + 'static;
@@ -105,6 +106,8 @@ type Stream<'s, T> = StreamVec<'s, Epoch, T>;
 type Input<'s, T, P> = (Stream<'s, T>, P);
 type Inputs<'s, N, P, Q, R> =
     (Input<'s, <N as Node>::A, P>, Input<'s, <N as Node>::B, Q>, Input<'s, <N as Node>::C, R>);
+/// By output.
+type Held = Vec<Option<Capability<Epoch>>>;
 type Stash<N> = BTreeMap<Epoch, Arrived<<N as Node>::A, <N as Node>::B, <N as Node>::C>>;
 type Outputs<'s, N> = (Stream<'s, <N as Node>::X>, Stream<'s, <N as Node>::Y>, Stream<'s, <N as Node>::Z>);
 
@@ -131,7 +134,12 @@ where
     let (y, ys) = builder.new_output();
     let (z, zs) = builder.new_output();
     builder.build(move |capabilities| {
-        let mut held = Some(capabilities);
+        // An output that carries nothing holds nothing: at each step every worker would be told of it.
+        let carries = [carries::<N::X>(), carries::<N::Y>(), carries::<N::Z>()];
+        let held = capabilities.into_iter().zip(carries).map(|(capability, carries)| carries.then_some(capability));
+        let mut held: Option<Held> = Some(held.collect());
+        // What is held lies here.
+        let mut passed = 0;
         let mut x = OutputBuilder::<_, CapacityContainerBuilder<Vec<N::X>>>::from(x);
         let mut y = OutputBuilder::<_, CapacityContainerBuilder<Vec<N::Y>>>::from(y);
         let mut z = OutputBuilder::<_, CapacityContainerBuilder<Vec<N::Z>>>::from(z);
@@ -159,10 +167,10 @@ where
                 }
             });
             let frontier = complete_below(frontiers);
-            let mut send = |epoch: Epoch, out: &mut Out<N::X, N::Y, N::Z>, capabilities: &[Capability<Epoch>]| {
-                send(&mut x, &capabilities[0], epoch, &mut out.first);
-                send(&mut y, &capabilities[1], epoch, &mut out.second);
-                send(&mut z, &capabilities[2], epoch, &mut out.third);
+            let mut send = |epoch: Epoch, out: &mut Out<N::X, N::Y, N::Z>, capabilities: &Held| {
+                send(&mut x, capabilities[0].as_ref(), epoch, &mut out.first);
+                send(&mut y, capabilities[1].as_ref(), epoch, &mut out.second);
+                send(&mut z, capabilities[2].as_ref(), epoch, &mut out.third);
             };
             if !std::mem::replace(&mut begun, true) {
                 logic.begin(&mut out);
@@ -194,13 +202,14 @@ where
             }
             match frontier {
                 Some(frontier) => {
-                    if *capabilities[0].time() < frontier {
+                    if passed < frontier {
                         logic.go_on();
                         logic.step(Step::Passed(frontier), &mut out);
                         let before = frontier - 1;
-                        send(before.max(*capabilities[0].time()), &mut out, capabilities);
+                        send(before.max(passed), &mut out, capabilities);
                         newest = newest.max(frontier);
-                        capabilities.iter_mut().for_each(|c| c.downgrade(&frontier));
+                        passed = frontier;
+                        capabilities.iter_mut().flatten().for_each(|c| c.downgrade(&frontier));
                     }
                 }
                 None => {
@@ -208,7 +217,7 @@ where
                         logic.step(Step::Cut(Epoch::MAX), &mut out);
                     }
                     logic.step(Step::End, &mut out);
-                    let last = newest.max(*capabilities[0].time());
+                    let last = newest.max(passed);
                     send(last, &mut out, capabilities);
                     held = None;
                 }
@@ -227,13 +236,20 @@ fn complete_below(frontiers: &[MutableAntichain<Epoch>]) -> Option<Epoch> {
     frontiers.iter().filter_map(|f| f.frontier().first().copied()).min()
 }
 
+/// Whether an output or input of this type has items.
+fn carries<T: 'static>() -> bool {
+    TypeId::of::<T>() != TypeId::of::<()>()
+}
+
 fn send<T: Clone + 'static>(
     output: &mut OutputBuilder<Epoch, CapacityContainerBuilder<Vec<T>>>,
-    capability: &Capability<Epoch>,
+    capability: Option<&Capability<Epoch>>,
     epoch: Epoch,
     items: &mut Vec<T>,
 ) {
-    if !items.is_empty() {
+    if let Some(capability) = capability
+        && !items.is_empty()
+    {
         let capability = capability.delayed(&epoch);
         output.activate().session(&capability).give_container(items);
         items.clear();
