@@ -106,7 +106,7 @@ families! {
     dedup_conflicts_total: IntCounterVec ["source"] "Repeated identities that carried another value or time.";
     clock_skewed_readings_total: IntCounterVec ["source"] "Readings with an event time beyond max_clock_skew.";
     event_time_delay_seconds: HistogramVec ["source"] "Epoch less event time, per reading.";
-    epochs_total: IntCounter [] "Epochs completed.";
+    epochs_total: IntCounter [] "Steps in which epochs were completed: one for each epoch that holds records, one for up to a second of empty ones.";
     epoch_duration_seconds: Histogram [] "Time from the seal of an epoch to its completion.";
     epoch_lag_seconds: Gauge [] "Age of the oldest epoch that is not complete.";
     epochs_in_flight: IntGauge [] "Epochs sealed and not complete.";

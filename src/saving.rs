@@ -13,8 +13,11 @@ use operators::state::{Saves, Writer};
 /// How many bytes are saved at a time, unless a test asks for fewer.
 pub const SLICE: usize = 256 << 10;
 
-/// How many groups are saved at a time at least: however large the state, a cut is complete after so many ticks.
-const GROUPS: u16 = KEY_GROUPS / 64;
+/// In how many steps a cut is saved, at most: however large the state, it is complete after so many ticks.
+pub const STEPS: u16 = 64;
+
+/// How many groups are saved at a time at least.
+const GROUPS: u16 = KEY_GROUPS / STEPS;
 
 /// The cuts of one operator of one worker.
 pub struct Saving {

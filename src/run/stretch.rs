@@ -71,7 +71,8 @@ impl Stretch {
     pub(super) fn go(self: Arc<Self>) -> Result<Result3, Failure> {
         let (builders, comms) = self.allocators()?;
         let this = self.clone();
-        let config = timely::WorkerConfig::default();
+        // A worker that waits does not spin first: it waits for the tick, or for another worker's work.
+        let config = timely::WorkerConfig::default().idle_spin(Duration::ZERO);
         let guards = timely::execute::execute_from(builders, Box::new(()), config, move |worker| this.worker(worker))
             .map_err(|e| Failure::unreachable(format!("worker threads: {e}")))?;
         let mut failure = None;

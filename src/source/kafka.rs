@@ -14,7 +14,10 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -154,6 +157,8 @@ pub struct KafkaSource {
     /// The end of a partition as its consumer has met it.
     reached: HashMap<(Stream, u32), i64>,
     up: Arc<AtomicBool>,
+    /// Whether records that come wake the worker.
+    rouses: Arc<AtomicBool>,
 }
 
 impl KafkaSource {
@@ -181,10 +186,16 @@ impl KafkaSource {
             .set("enable.partition.eof", "true")
             .create_with_context(Context::default())
             .map_err(|e| SourceError::Fatal(sentence(&e)))?;
-        consumer.set_nonempty_callback(wake);
+        let rouses = Arc::new(AtomicBool::new(true));
+        let asked = rouses.clone();
+        consumer.set_nonempty_callback(move || {
+            if asked.load(SeqCst) {
+                wake();
+            }
+        });
         let streams = topics.iter().cloned().collect();
         let topics = topics.iter().map(|(topic, stream)| (*stream, topic.clone())).collect();
-        Ok(Self { queue: BatchQueue::new(consumer), streams, topics, reached: HashMap::new(), up })
+        Ok(Self { queue: BatchQueue::new(consumer), streams, topics, reached: HashMap::new(), up, rouses })
     }
 }
 
@@ -270,6 +281,12 @@ impl Source for KafkaSource {
 
     fn up(&self) -> bool {
         self.up.load(Relaxed)
+    }
+
+    /// librdkafka tells of records once, when there were none before: who turns this on looks once more.
+    fn rouse(&mut self, on: bool) -> bool {
+        self.rouses.store(on, SeqCst);
+        true
     }
 }
 

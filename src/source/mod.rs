@@ -39,6 +39,11 @@ pub trait Source {
     fn commit(&mut self, stream: Stream, partition: u32, next: i64);
     /// Whether the source can be reached, as far as is known.
     fn up(&self) -> bool;
+    /// Whether to wake the worker when records come; without, it looks at the end of each tick. False: it cannot be done
+    /// without, as one poll does not hand over all that is there.
+    fn rouse(&mut self, _on: bool) -> bool {
+        false
+    }
 }
 
 /// What can go wrong with a source.

@@ -14,20 +14,24 @@ use crate::memory::Room;
 use crate::metrics::{Metrics, PartitionMetrics, ReadingCounts, SourceMetrics};
 use crate::nodes::Trip;
 use crate::process::Shared;
+use crate::saving::STEPS;
 use crate::sink::LaneHandle;
 use crossbeam_channel::Sender;
 use operators::keyed::Cuts;
 use operators::{Epoch, Reading, Stream};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 use timely::container::CapacityContainerBuilder;
-use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::probe::Handle as Probe;
+use timely::dataflow::operators::vec::Broadcast;
+use timely::dataflow::operators::{Capability, Inspect};
 use timely::dataflow::{Scope, StreamVec};
 use timely::scheduling::Activator;
 
@@ -39,6 +43,11 @@ const FULL_EPOCH: u64 = 16_384;
 const PAUSE: Duration = Duration::from_millis(1);
 /// The same while the disk takes nothing, which lasts.
 const HOLD: Duration = Duration::from_millis(20);
+/// Records in an epoch below which a worker takes those of a tick at its end, in one go, instead of being woken for each
+/// few of them: they are as early in the log, and the dataflow has one batch to pass on instead of many.
+const CALM: u64 = 2048;
+/// For so many milliseconds of epoch time after records came to a worker, every worker lets go of each epoch as it closes.
+const AWAKE_MS: Epoch = 200;
 
 /// A record or value that is refused, with its bytes, its place and the reason.
 #[derive(Clone, Debug)]
@@ -166,6 +175,15 @@ struct SourceNode {
     committed: u64,
     commits: VecDeque<(Epoch, Ends)>,
     frames: Vec<u8>,
+    /// Few records come: they are taken at the end of each tick.
+    calm: bool,
+    /// What was held back waits no longer: something is in the epochs that are closed, or depends on their end.
+    due: bool,
+    /// Up to where this worker has told all of its records, and what it has yet to tell them.
+    told: Epoch,
+    stir: Option<Epoch>,
+    /// Epochs to be let go of as they close, because a cut is being saved.
+    saving: u16,
 }
 
 /// Puts the node into a dataflow. `probe` says what is complete, for back-pressure.
@@ -182,8 +200,16 @@ pub fn source_node<'s>(
     let (tallies, tally_stream) = builder.new_output();
     let (controls, control_stream) = builder.new_output();
     let (refused, refused_stream) = builder.new_output();
+    let (stirs, stir_stream) = builder.new_output();
     let address = builder.operator_info().address;
     let activator = scope.activator_for(address.clone());
+    // Epochs up to this one are let go of as soon as they are closed: some worker has records.
+    let awake = Rc::new(Cell::new(0));
+    let (told, stirred) = (awake.clone(), scope.activator_for(address.clone()));
+    stir_stream.broadcast().inspect(move |until: &Epoch| {
+        told.set(told.get().max(*until));
+        stirred.activate();
+    });
     let waker = scope.worker().sync_activator_for(address.to_vec());
     let made = source(Box::new(move || {
         let _ = waker.activate();
@@ -193,6 +219,7 @@ pub fn source_node<'s>(
         let mut tallies = OutputBuilder::<_, CapacityContainerBuilder<Vec<Tally>>>::from(tallies);
         let mut controls = OutputBuilder::<_, CapacityContainerBuilder<Vec<Control>>>::from(controls);
         let mut refused = OutputBuilder::<_, CapacityContainerBuilder<Vec<Refused>>>::from(refused);
+        let mut stirs = OutputBuilder::<_, CapacityContainerBuilder<Vec<Epoch>>>::from(stirs);
         let mut node = match made.and_then(|source| SourceNode::new(settings, source, &shared, metrics)) {
             Ok(node) => Some(node),
             Err(error) => {
@@ -203,6 +230,7 @@ pub fn source_node<'s>(
         let mut capabilities = Some(capabilities);
         // Capabilities of closed epochs whose lines are appended, but not durable yet.
         let mut undurable: VecDeque<(u64, Vec<Capability<Epoch>>)> = VecDeque::new();
+        let mut newest_append = 0;
         let mut in_flight: VecDeque<(Epoch, usize)> = VecDeque::new();
         let mut under_way = 0;
         move |_| {
@@ -232,9 +260,10 @@ pub fn source_node<'s>(
                     return;
                 }
             };
-            // Replay names its epochs; live ones are moved by `close`. What is sent belongs to `turn.epoch`.
-            if *held[0].time() < turn.epoch {
-                held.iter_mut().for_each(|c| c.downgrade(&turn.epoch));
+            // What is sent belongs to `turn.epoch`; what is held may be an earlier one.
+            let at = |output: usize| held[output].delayed(&turn.epoch);
+            if let Some(until) = node.stir.take() {
+                stirs.activate().session(&at(4)).give(until);
             }
             if !node.readings.is_empty() {
                 under_way += node.readings.len();
@@ -242,34 +271,39 @@ pub fn source_node<'s>(
                     Some((epoch, n)) if *epoch == turn.epoch => *n += node.readings.len(),
                     _ => in_flight.push_back((turn.epoch, node.readings.len())),
                 }
-                readings.activate().session(&held[0]).give_container(&mut node.readings);
+                readings.activate().session(&at(0)).give_container(&mut node.readings);
                 node.readings.clear();
             }
             if !node.refused.is_empty() {
-                refused.activate().session(&held[3]).give_container(&mut node.refused);
+                refused.activate().session(&at(3)).give_container(&mut node.refused);
                 node.refused.clear();
             }
+            let mut ends = false;
             if let Some(mut closed) = turn.closed {
                 if !closed.tallies.is_empty() {
-                    tallies.activate().session(&held[1]).give_container(&mut closed.tallies);
+                    tallies.activate().session(&at(1)).give_container(&mut closed.tallies);
                 }
                 for (epoch, control) in closed.controls {
                     let at = held[2].delayed(&epoch.max(turn.epoch));
                     controls.activate().session(&at).give(control);
                 }
-                if let Some(append) = closed.append
-                    && shared.log.as_ref().is_some_and(|log| !log.is_durable(append))
-                {
-                    undurable.push_back((append, held.clone()));
+                newest_append = closed.append.unwrap_or(newest_append);
+                ends = closed.ends;
+            }
+            // Frontiers that move cost every worker of every process some wake-ups. So epochs with nothing in them are let go
+            // of together, when somebody waits for their end; their lines are written like all others.
+            let moves = *held[0].time() < node.epoch && (node.due || awake.get() >= *held[0].time());
+            if moves || ends {
+                node.due = false;
+                if shared.log.as_ref().is_some_and(|log| !log.is_durable(newest_append)) {
+                    undurable.push_back((newest_append, held.clone()));
                 }
-                match closed.next {
-                    Some(next) => held.iter_mut().for_each(|c| c.downgrade(&next)),
-                    None => {
-                        capabilities = None;
-                        activator.activate_after(PAUSE);
-                        return;
-                    }
+                if ends {
+                    capabilities = None;
+                    activator.activate_after(PAUSE);
+                    return;
                 }
+                held.iter_mut().for_each(|c| c.downgrade(&node.epoch));
             }
             turn.again.apply(&activator);
         }
@@ -296,8 +330,8 @@ struct Closed {
     tallies: Vec<Tally>,
     controls: Vec<(Epoch, Control)>,
     append: Option<u64>,
-    /// The epoch that is open now; none at the end.
-    next: Option<Epoch>,
+    /// Nothing follows.
+    ends: bool,
 }
 
 struct Turn {
@@ -351,6 +385,11 @@ impl SourceNode {
             committed: 0,
             commits: VecDeque::new(),
             frames: Vec::new(),
+            calm: false,
+            due: true,
+            told: 0,
+            stir: None,
+            saving: 0,
             settings,
         })
     }
@@ -385,7 +424,7 @@ impl SourceNode {
             State::Live => self.live(room),
             State::Finishing => Ok(self.finish()),
             State::Done => {
-                let closed = Closed { tallies: Vec::new(), controls: Vec::new(), append: None, next: None };
+                let closed = Closed { tallies: Vec::new(), controls: Vec::new(), append: None, ends: true };
                 Ok(Turn { epoch: self.epoch, closed: Some(closed), again: Again::After(PAUSE) })
             }
         }
@@ -395,8 +434,9 @@ impl SourceNode {
         let Some((epoch, line)) = self.settings.script.front().cloned() else {
             let epoch = self.epoch;
             let append = self.begin_live()?;
-            let next = matches!(self.state, State::Live).then_some(self.epoch);
-            let closed = Closed { tallies: self.tallies(false), controls: Vec::new(), append, next };
+            let ends = !matches!(self.state, State::Live);
+            self.due = true;
+            let closed = Closed { tallies: self.tallies(false), controls: Vec::new(), append, ends };
             return Ok(Turn { epoch, closed: Some(closed), again: Again::Now });
         };
         let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
@@ -408,14 +448,15 @@ impl SourceNode {
             }
             let tallies = self.tallies(false);
             self.epoch = epoch;
-            turn.closed = Some(Closed { tallies, controls: Vec::new(), append: None, next: Some(epoch) });
+            self.due = true;
+            turn.closed = Some(Closed { tallies, controls: Vec::new(), append: None, ends: false });
             return Ok(turn);
         }
         match line {
             Line::Control(control) => {
                 self.settings.script.pop_front();
-                let closed =
-                    Closed { tallies: Vec::new(), controls: vec![(epoch, control)], append: None, next: Some(epoch) };
+                let controls = vec![(epoch, control)];
+                let closed = Closed { tallies: Vec::new(), controls, append: None, ends: false };
                 turn.closed = Some(closed);
             }
             Line::Range(range) if self.early.holds(&range).map_err(|e| Failure::source(&e))? => {
@@ -444,50 +485,68 @@ impl SourceNode {
 
     fn live(&mut self, room: bool) -> Result<Turn, Failure> {
         self.discover()?;
-        let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
         let full = self.full();
         if full && !self.paused {
             // A pause by back-pressure: what did not arrive says nothing.
             self.shared.hearing.deafen();
         }
         self.paused = full;
+        let mut turn = Turn { epoch: self.epoch, closed: None, again: Again::Now };
         if self.shared.log_holds() {
             // The open epoch stays open: its line would only wait behind those that the disk has not taken.
             turn.again = Again::After(HOLD);
             return Ok(turn);
         }
+        // Before the epoch is closed: what has come during a tick belongs to it.
+        let taken = if room { self.take_new()? } else { 0 };
+        let few = self.records_in_epoch < CALM;
         let open = self.shared.epochs.tick(self.records_in_epoch >= FULL_EPOCH);
         if open > self.epoch {
             turn.closed = Some(self.advance(open));
             self.commit();
             if self.ended() {
                 self.state = State::Finishing;
+                return Ok(turn);
             }
+        }
+        if self.calm && !few {
+            self.calm = false;
+            self.source.rouse(true);
             return Ok(turn);
+        }
+        if few && turn.closed.is_some() && !self.calm {
+            self.calm = self.source.rouse(false);
         }
         if !room {
             turn.again = Again::After(PAUSE);
-            return Ok(turn);
-        }
-        let mut early = std::mem::replace(&mut self.early, EarlyRecords::new(0));
-        let mut taken = early.take_rest(BATCH, &mut |record| self.take(record));
-        self.early = early;
-        if taken == BATCH {
-            return Ok(turn);
-        }
-        let mut source = std::mem::replace(&mut self.source, Box::new(super::NoSource));
-        let polled = source.poll(BATCH, &mut |record| self.take(record));
-        self.source = source;
-        match polled {
-            Ok(n) => taken += n,
-            Err(SourceError::Unavailable(why)) => tracing::warn!(why, "source cannot be read for now"),
-            Err(error) => return Err(Failure::source(&error)),
-        }
-        if taken == 0 {
-            // Not longer than a tick, so that epochs close on time; records wake us before.
+        } else if self.calm || taken == 0 {
+            // Not longer than a tick, so that epochs close on time. Records wake us before, unless they are few.
             turn.again = Again::After(self.shared.epochs.until_tick());
         }
         Ok(turn)
+    }
+
+    /// Takes records that are there; says how many.
+    fn take_new(&mut self) -> Result<usize, Failure> {
+        let mut early = std::mem::replace(&mut self.early, EarlyRecords::new(0));
+        let mut taken = early.take_rest(BATCH, &mut |record| self.take(record));
+        self.early = early;
+        if taken < BATCH {
+            let mut source = std::mem::replace(&mut self.source, Box::new(super::NoSource));
+            let polled = source.poll(BATCH, &mut |record| self.take(record));
+            self.source = source;
+            match polled {
+                Ok(n) => taken += n,
+                Err(SourceError::Unavailable(why)) => tracing::warn!(why, "source cannot be read for now"),
+                Err(error) => return Err(Failure::source(&error)),
+            }
+        }
+        if self.records_in_epoch > 0 && self.told < self.epoch + AWAKE_MS / 2 {
+            // Nothing is complete before every worker has let go of it.
+            self.told = self.epoch + AWAKE_MS;
+            self.stir = Some(self.told);
+        }
+        Ok(taken)
     }
 
     /// Whether there is nothing more to read: asked to stop, or every partition has reached its end.
@@ -525,7 +584,7 @@ impl SourceNode {
             let end = self.shared.last_epoch.load(SeqCst) + 1;
             self.controls.push((end, Control::Deaf { process: self.settings.process }));
         }
-        let closed = self.close(FOR_EVER, None);
+        let closed = self.close(FOR_EVER);
         self.save(FOR_EVER);
         self.shared.finished.fetch_add(1, SeqCst);
         self.state = State::Done;
@@ -535,16 +594,20 @@ impl SourceNode {
 
     /// Goes on to the epoch that is open now, and saves if a cut lies between.
     fn advance(&mut self, open: Epoch) -> Closed {
-        let closed = self.close(open - 1, Some(open));
+        let closed = self.close(open - 1);
         self.epoch = open;
+        self.saving = self.saving.saturating_sub(1);
         if let Some(cut) = self.settings.cuts.reached(open) {
             self.save(cut);
+            // The nodes save it in as many steps of the frontier; without readings, too, it is to be complete soon.
+            self.saving = STEPS;
         }
+        self.due |= self.saving > 0;
         closed
     }
 
     /// Closes the open epoch: its lines are appended before its capability goes.
-    fn close(&mut self, through: Epoch, next: Option<Epoch>) -> Closed {
+    fn close(&mut self, through: Epoch) -> Closed {
         self.listen();
         let ranges = self
             .partitions
@@ -559,7 +622,11 @@ impl SourceNode {
             .collect();
         let controls = std::mem::take(&mut self.controls);
         let append = self.write_down(&controls, self.epoch, through, ranges);
-        Closed { tallies: self.tallies(true), controls, append, next }
+        // Deadlines lie on whole seconds, and fire when the frontier has passed them.
+        let second = through / 1000 * 1000 >= self.epoch;
+        let tallies = self.tallies(second);
+        self.due |= second || !tallies.is_empty() || !controls.is_empty();
+        Closed { tallies, controls, append, ends: through == FOR_EVER }
     }
 
     /// Appends a close to the log, where there is one; its control lines go before it.
@@ -582,8 +649,8 @@ impl SourceNode {
         Some(append)
     }
 
-    /// What this epoch has counted; begins anew.
-    fn tallies(&mut self, live: bool) -> Vec<Tally> {
+    /// What this epoch has counted; begins anew. `lag`: and how far we are behind, which is asked for once a second.
+    fn tallies(&mut self, lag: bool) -> Vec<Tally> {
         self.records_in_epoch = 0;
         let mut tallies = Vec::new();
         for ((stream, partition), p) in &mut self.partitions {
@@ -602,7 +669,7 @@ impl SourceNode {
                     progress(*stream, *partition, p.next);
                 }
             }
-            if live && let Some(end) = self.source.end(*stream, *partition) {
+            if lag && let Some(end) = self.source.end(*stream, *partition) {
                 let waiting = (end - p.next).max(0);
                 let age = p.time.map_or(0, |t| self.shared.epochs.now() as i64 - t).max(0);
                 p.metrics.lag_records.set(waiting);

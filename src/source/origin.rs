@@ -154,4 +154,10 @@ impl Source for Sources {
     fn up(&self) -> bool {
         self.sources.iter().all(KafkaSource::up)
     }
+    fn rouse(&mut self, on: bool) -> bool {
+        self.sources.iter_mut().for_each(|source| {
+            source.rouse(on);
+        });
+        true
+    }
 }

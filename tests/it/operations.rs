@@ -27,6 +27,13 @@ fn number(prometheus: &Prometheus, query: &str) -> Option<f64> {
     prometheus.query(query)[0]["value"][1].as_str()?.parse().ok()
 }
 
+/// A figure of `/metrics` that has no labels.
+fn figure(port: u16, name: &str) -> f64 {
+    let (_, text) = get(port, "/metrics").expect("metrics");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("{name} is not in {text}"))
+}
+
 /// What fires according to the journal.
 fn firing(data: &Path) -> BTreeMap<String, Value> {
     let mut firing = BTreeMap::new();
@@ -116,6 +123,15 @@ fn prometheus_probes_lag_tools_and_growing_topics_are_served() {
         }
     }
     running.until("committed offsets", || (committed(kafka, topic, 2) == ends(kafka, topic)).then_some(()));
+
+    // While nothing comes, epochs are written down as ever, but completed together: each one by itself would wake every
+    // worker some times.
+    let (written, completed) = ("streamgauge_epoch_log_commit_seconds_count", "streamgauge_epochs_total");
+    let before = (figure(port, written), figure(port, completed));
+    let lines = running
+        .until("lines of empty epochs", || Some(figure(port, written) - before.0).filter(|lines| *lines >= 400.0));
+    let moves = figure(port, completed) - before.1;
+    assert!(moves >= 1.0 && moves < lines / 16.0, "{moves} steps to complete epochs of {lines} lines");
 
     // A partition that is new is found, and read from its beginning.
     kafka.grow_topic(topic, 3);

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use streamgauge::config::{self, Loaded, Overrides};
 use streamgauge::dead_letters::DeadLetter;
-use streamgauge::epoch_log;
+use streamgauge::epoch_log::{self, Frame, Frames, LogEnd};
 use streamgauge::plan::{self, Layout};
 use streamgauge::run::{Run, RunOptions, Summary};
 use streamgauge::seam::{Clock, Fs};
@@ -33,6 +33,8 @@ const ARCHIVE: &str = "/sim/archive";
 
 /// What can go wrong, each on its own.
 pub const FAULTS: [&str; 10] = ["crash", "torn", "power", "eio", "full", "outage", "sinks", "pause", "clock", "idle"];
+/// What draws the times in which nothing comes.
+const LULLS: u64 = 0x0000_1011;
 
 /// What repeats a run. Its text is what repeats it from the command line.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +56,11 @@ impl Case {
     pub fn of_seed(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed ^ 0x000c_a5e0);
         let drawn = FAULTS.iter().filter(|_| rng.u32(0..4) > 0);
-        let faults = drawn.map(|name| (*name).to_owned()).collect();
+        let mut faults: BTreeSet<String> = drawn.map(|name| (*name).to_owned()).collect();
+        // No fault, but something else to leave out; drawn by itself, so that seeds stay what they were.
+        if Rng::with_seed(seed ^ LULLS).bool() {
+            faults.insert("lull".to_owned());
+        }
         Self {
             seed,
             records: rng.usize(80..500),
@@ -178,7 +184,14 @@ impl Plant {
             keyed: rng.bool(),
         };
         let mut partitions = records(&recipe);
-        let stamp = |record: &MemoryRecord| record.timestamp.unwrap_or(1_700_000_000_000) - 1_700_000_000_000;
+        let mut drawing = Rng::with_seed(case.seed ^ LULLS);
+        let lulls: Vec<(u64, u64)> = (0..if case.has("lull") { drawing.usize(1..4) } else { 0 })
+            .map(|_| (drawing.u64(0..12_000_000), drawing.u64(500_000..6_000_000)))
+            .collect();
+        let stamp = |record: &MemoryRecord| {
+            let us = (record.timestamp.unwrap_or(1_700_000_000_000) - 1_700_000_000_000).max(0) as u64 * 1000;
+            us + lulls.iter().filter(|(at, _)| *at <= us).map(|(_, length)| length).sum::<u64>()
+        };
         let mut arrivals = BTreeMap::new();
         let mut last_arrival = BEGIN_US;
         for (key, log) in &partitions {
@@ -187,7 +200,7 @@ impl Plant {
             let mut times = Vec::new();
             for record in log {
                 let jitter = if rng.u32(0..40) == 0 { rng.u64(0..1_500_000) } else { 0 };
-                at = at.max(BEGIN_US + delay + stamp(record).max(0) as u64 * 1000 + jitter);
+                at = at.max(BEGIN_US + delay + stamp(record) + jitter);
                 times.push(at);
             }
             last_arrival = last_arrival.max(at);
@@ -251,6 +264,67 @@ struct Life {
     until_end: bool,
     idle: u32,
     replay_into: Option<&'static str>,
+}
+
+/// Nothing comes for ten seconds, then one reading, in one of three partitions: how long its alert takes to the stream,
+/// microseconds; and how many lines without records each worker has written, at least.
+pub fn one_after_a_lull(seed: u64) -> Result<(u64, u64), String> {
+    const ARRIVES_US: u64 = BEGIN_US + 10_100_000;
+    let case = Case { seed, records: 4, lives: 0, faults: BTreeSet::new(), nth: None, wrong: None, unpromised: false };
+    let mut rng = Rng::with_seed(seed);
+    let record = |n: i64, at_us: u64, value: f64| {
+        let time = 1_700_000_000_000_000 + at_us;
+        let text =
+            format!(r#"{{"id":"l-{at_us}","sensor":"s-{n}","type":"temperature","value":{value},"time":{time}}}"#);
+        MemoryRecord { offset: 0, timestamp: Some(time as i64 / 1000), payload: Some(text.into_bytes()) }
+    };
+    let mut partitions: Partitions = (0..3).map(|n| ((0, n), vec![record(n.into(), BEGIN_US, 20.0)])).collect();
+    let late = rng.u32(0..3);
+    let second = MemoryRecord { offset: 1, ..record(late.into(), ARRIVES_US, 33.0) };
+    partitions.entry((0, late)).or_default().push(second);
+    let arrivals = partitions.iter().map(|(key, log)| (*key, [BEGIN_US, ARRIVES_US][..log.len()].to_vec())).collect();
+    let plant = Plant {
+        partitions: Arc::new(partitions),
+        arrivals: Arc::new(arrivals),
+        last_arrival: ARRIVES_US,
+        durability: "process",
+        rules: "[rules.hot]\nmetric = \"temperature\"\nwhen.above = 30.0\n".to_owned(),
+        source: SOURCE.to_owned(),
+    };
+    let now = Arc::new(AtomicU64::new(0));
+    let destinations = Destinations::new(seed, now.clone(), 1_000_000);
+    let (disk, report) = (Disk::new(seed), Report::default());
+    let text = format!(
+        "data_dir = \"{DATA}\"\nworkers = {}\nepochs.tick = \"20ms\"\ncheckpoint.interval = \"60s\"\n{}{}\n\
+         [sinks.stream]\ntype = \"redis_stream\"\nurl = \"redis://simulated:1\"\n",
+        rng.usize(1..4),
+        plant.source,
+        plant.rules
+    );
+    let fate = Fate { pace_us: 200, stop_at: Some(ARRIVES_US + 3_000_000), ..Fate::default() };
+    let faults = DiskFaults::default();
+    let life = Life { fate, faults, power_before: false, until_end: false, idle: 0, replay_into: None };
+    let wall_ms = 1_700_000_000_000;
+    let mut sim =
+        Sim { case: &case, plant, rng, now, disk, destinations, wall_ms, lives: 0, began: BTreeMap::new(), report };
+    match sim.live(&text, life)? {
+        Some(Ok(_)) => {}
+        other => return Err(format!("it did not end well: {other:?}")),
+    }
+    let arrived = sim.destinations.stream_at("stream");
+    let [at] = arrived[..] else { return Err(format!("{} lines in the stream, not one", arrived.len())) };
+    let log = epoch_log::term_dir(&Layout::new(DATA.into()).logs, 1).join("process-0.000000.log");
+    let bytes = sim.disk.look().read(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+    let mut frames = Frames::new(&bytes, LogEnd::start(1, 0).chain).map_err(|e| e.to_string())?;
+    let mut empty: BTreeMap<u32, u64> = BTreeMap::new();
+    while let Some(frame) = frames.read().map_err(|e| format!("{e:?}"))? {
+        if let Frame::Close(close) = frame
+            && close.ranges.is_empty()
+        {
+            *empty.entry(close.worker).or_default() += 1;
+        }
+    }
+    Ok((at.saturating_sub(ARRIVES_US), empty.into_values().min().unwrap_or(0)))
 }
 
 /// Runs a case to its end.

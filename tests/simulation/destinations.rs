@@ -160,6 +160,10 @@ impl Destinations {
     pub fn stream(&self, server: &str) -> Vec<String> {
         self.state().servers.get(server).map_or_else(Vec::new, |s| s.stream.iter().map(|(_, _, l)| l.clone()).collect())
     }
+    /// When each line of it arrived.
+    pub fn stream_at(&self, server: &str) -> Vec<u64> {
+        self.state().servers.get(server).map_or_else(Vec::new, |s| s.stream.iter().map(|(at, _, _)| *at).collect())
+    }
     pub fn topic(&self, server: &str) -> Vec<String> {
         self.state().servers.get(server).map_or_else(Vec::new, |s| s.topic.clone())
     }

@@ -232,6 +232,17 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
+/// Workers without records let go of a second's epochs together. The one that has some tells them, or its alert would
+/// wait for the second's end: 900 ms here.
+#[test]
+fn the_first_reading_after_a_lull_is_not_kept_waiting_and_the_lull_is_written_down() {
+    for seed in 1..=5 {
+        let (delay_us, lines) = case::one_after_a_lull(seed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert!(delay_us < 300_000, "seed {seed}: {delay_us} us");
+        assert!(lines > 400, "seed {seed}: {lines} lines for ten seconds of 20 ms");
+    }
+}
+
 /// What `SIM` says; nothing without it.
 #[test]
 fn one_case() {
