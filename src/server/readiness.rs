@@ -14,10 +14,6 @@ pub mod reason {
     pub const CONSERVATION: &str = "conservation";
     /// The disk of the data directory takes nothing of something.
     pub const DISK: &str = "disk";
-    /// A sink's lane has not got through for long, or is full.
-    pub const LANE_STUCK: &str = "lane_stuck";
-    /// Reading up to where the partitions ended at start, or after an interruption.
-    pub const CATCHING_UP: &str = "catching_up";
     /// The newest checkpoint is too old.
     pub const CHECKPOINT: &str = "checkpoint";
     /// Stopping.
