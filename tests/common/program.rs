@@ -60,10 +60,11 @@ pub fn shared_data() -> Option<PathBuf> {
     Some(folder)
 }
 
-/// A free port on loopback.
+/// A free port on loopback. It lies below those that the system gives to clients (from 32,768 on, on Linux): a port of
+/// those is free now, and some connection's own end a moment later.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..10_000).map(|_| fastrand::u16(10_240..30_240)).find(free).expect("a port")
 }
 
 /// A free port on loopback whose next is free, too: process p of several adds p to the port of its page.

@@ -3,8 +3,8 @@
 //! `SG_CUTS=3` cuts three times. It needs root and `ip netns`; without them it says that it is left out.
 
 use crate::expected;
-use crate::mesh::{configure, two_ports};
-use crate::program::{free_port, journal, streamgauge};
+use crate::mesh::configure;
+use crate::program::{free_pair, free_port, journal, streamgauge};
 use crate::running::{Running, get, records};
 use crate::servers::{Kafka, Redis};
 use crate::tested::{from_environment, tested};
@@ -218,7 +218,7 @@ fn cuts() -> u64 {
 
 #[test]
 fn processes_that_are_cut_off_from_each_other_say_nothing_that_the_other_contradicts() {
-    let port = two_ports();
+    let port = free_pair();
     let Some(plant) = TwoHosts::new("cut-off", port, "2s") else { return };
     let producer = plant.feed();
     for cut in 0..cuts() {
@@ -245,7 +245,7 @@ fn processes_that_are_cut_off_from_each_other_say_nothing_that_the_other_contrad
 
 #[test]
 fn processes_that_were_replaced_while_cut_off_from_each_other_write_nothing_that_counts() {
-    let port = two_ports();
+    let port = free_pair();
     // They do not find out by themselves before the test is over.
     let Some(plant) = TwoHosts::new("cut-off-replaced", port, "10m") else { return };
     let producer = plant.feed();
@@ -254,7 +254,7 @@ fn processes_that_were_replaced_while_cut_off_from_each_other_write_nothing_that
         plant.alerts_from(&mut old, port, 20);
         plant.namespace.connect(false);
 
-        let port = two_ports();
+        let port = free_pair();
         let text = std::fs::read_to_string(&plant.config).expect("the configuration");
         let listens = text.lines().find(|line| line.starts_with("server.listen")).expect("where it listens");
         let config = plant.folder.path().join(format!("replacement-{cut}.toml"));

@@ -1,7 +1,7 @@
 //! Several processes: strangers at the port, a peer that dies, and what is written meanwhile.
 
 use crate::expected;
-use crate::program::{free_port, journal, streamgauge, succeed};
+use crate::program::{free_pair, free_port, journal, streamgauge, succeed};
 use crate::running::{Running, get, records};
 use crate::servers::Kafka;
 use crate::tested::{from_environment, tested};
@@ -43,16 +43,6 @@ when.above = 4.0
     let path = folder.join("sg.toml");
     std::fs::write(&path, text).expect("a configuration");
     path
-}
-
-/// Two free ports beside each other: for process 0 and process 1.
-pub fn two_ports() -> u16 {
-    loop {
-        let port = free_port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            return port;
-        }
-    }
 }
 
 fn hosts(folder: &Path, name: &str, ports: [u16; 2]) -> String {
@@ -180,7 +170,7 @@ fn ten_thousand_strangers_at_the_port_during_the_start_get_nothing_and_delay_nob
     const STRANGERS: u64 = 10_000;
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let (kafka, topic, port) = (Kafka::shared(), "strangers", two_ports());
+    let (kafka, topic, port) = (Kafka::shared(), "strangers", free_pair());
     let plant = ["produce", "--bootstrap-servers", &kafka.bootstrap, "--topic", topic, "--create-partitions", "4"];
     succeed(&[&plant[..], &["--readings", "5000", "--sensors", "20", "--metrics", "temperature,humidity"]].concat());
     let config = configure(folder, kafka, topic, port, "").display().to_string();
@@ -189,8 +179,10 @@ fn ten_thousand_strangers_at_the_port_during_the_start_get_nothing_and_delay_nob
         let always = ["run", "-c", &config, "-n", "2", "-p", p, "--hostfile", hosts, "--secret-file", &secret];
         Running::start(&[&always[..], &["--until-end", "--summary", "json"]].concat(), &folder.join(format!("log-{p}")))
     };
-    let joined = |running: &mut Running| {
-        running.until("all processes", || {
+    let joined = |first: &mut Running, second: &mut Running| {
+        first.until("all processes", || {
+            let ended = second.ends_within(Duration::ZERO);
+            assert!(ended.is_none_or(|status| status.success()), "{}", second.said());
             let text = std::fs::read_to_string(folder.join("log-0")).ok()?;
             text.contains("all processes have joined").then_some(())
         });
@@ -203,7 +195,7 @@ fn ten_thousand_strangers_at_the_port_during_the_start_get_nothing_and_delay_nob
     first.until("it waits", || first_waits(folder));
     let began = Instant::now();
     let mut second = run("1", &through);
-    joined(&mut first);
+    joined(&mut first, &mut second);
     let alone = began.elapsed();
     assert!(first.wait().0.success() && second.wait().0.success(), "{}{}", first.said(), second.said());
     let recorded: Vec<Vec<u8>> = recorder.recorded.lock().expect("no panic").clone();
@@ -232,7 +224,7 @@ fn ten_thousand_strangers_at_the_port_during_the_start_get_nothing_and_delay_nob
     first.until("strangers", || (strangers.connected.load(SeqCst) >= STRANGERS * 9 / 10).then_some(()));
     let began = Instant::now();
     let mut second = run("1", &own);
-    joined(&mut first);
+    joined(&mut first, &mut second);
     let beset = began.elapsed();
     let during = strangers.connected.load(SeqCst);
     strangers.enough.store(true, SeqCst);
@@ -261,7 +253,7 @@ fn when_a_process_dies_the_other_ends_at_once_and_nothing_counts_that_was_not_co
     let deaths = from_environment("SG_DEATHS").unwrap_or(3);
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let (kafka, topic, port) = (Kafka::shared(), "deaths", two_ports());
+    let (kafka, topic, port) = (Kafka::shared(), "deaths", free_pair());
     let plant = ["produce", "--bootstrap-servers", &kafka.bootstrap, "--topic", topic, "--create-partitions", "4"];
     let sensors =
         ["--sensors", "40", "--metrics", "temperature,humidity", "--disorder", "0.02", "--malformed", "0.005"];
@@ -325,7 +317,7 @@ fn when_a_process_dies_the_other_ends_at_once_and_nothing_counts_that_was_not_co
 fn processes_that_do_not_belong_together_say_why() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let (kafka, topic, port) = (Kafka::shared(), "unlike", two_ports());
+    let (kafka, topic, port) = (Kafka::shared(), "unlike", free_pair());
     kafka.create_topic(topic, 2);
     let config = configure(folder, kafka, topic, port, "mesh.join_timeout = \"20s\"").display().to_string();
     let hosts = hosts(folder, "hosts", [free_port(), free_port()]);

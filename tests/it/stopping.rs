@@ -1,7 +1,7 @@
 //! SIGTERM: over within a stated time whatever is down, with nothing lost; twice means now.
 
-use crate::mesh::{configure, two_ports};
-use crate::program::{free_port, journal, run_until_end, succeed};
+use crate::mesh::configure;
+use crate::program::{free_pair, free_port, journal, run_until_end, succeed};
 use crate::running::{Running, get};
 use crate::servers::{Kafka, Redis};
 use nix::sys::signal::Signal;
@@ -79,7 +79,7 @@ fn a_stop_with_a_sink_that_is_down_is_over_in_time_and_keeps_what_waits_for_it()
 fn a_stop_of_one_process_stops_all_and_one_that_waits_for_others_obeys() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let (kafka, topic, port) = (Kafka::shared(), "stopping-all", two_ports());
+    let (kafka, topic, port) = (Kafka::shared(), "stopping-all", free_pair());
     kafka.create_topic(topic, 2);
     let config = configure(folder, kafka, topic, port, "").display().to_string();
     let hosts = folder.join("hosts");

@@ -1,7 +1,7 @@
 //! `run --processes N`: a death costs seconds, a stop stops all, and nobody is left behind.
 
-use crate::mesh::{configure, two_ports};
-use crate::program::{run_until_end, streamgauge};
+use crate::mesh::configure;
+use crate::program::{free_pair, run_until_end, streamgauge};
 use crate::running::{Running, get};
 use crate::servers::Kafka;
 use nix::sys::signal::{Signal, kill};
@@ -36,7 +36,7 @@ fn read_by_both(port: u16) -> Option<[u64; 2]> {
 fn a_dead_process_costs_seconds_and_a_stop_stops_all() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let (kafka, topic, port) = (Kafka::shared(), "supervised", two_ports());
+    let (kafka, topic, port) = (Kafka::shared(), "supervised", free_pair());
     kafka.create_topic(topic, 4);
     let plant = ["produce", "--bootstrap-servers", &kafka.bootstrap, "--topic", topic, "--rate", "1000"];
     let sensors = ["--sensors", "40", "--metrics", "temperature,humidity"];
@@ -100,7 +100,7 @@ fn family_said(log: &std::path::Path) -> String {
 #[test]
 fn what_starting_again_does_not_mend_ends_all_and_is_said() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (kafka, topic, port) = (Kafka::shared(), "supervised-wrong", two_ports());
+    let (kafka, topic, port) = (Kafka::shared(), "supervised-wrong", free_pair());
     kafka.create_topic(topic, 2);
     let config = configure(folder.path(), kafka, topic, port, "").display().to_string();
     // The second process cannot serve: its port is taken.
