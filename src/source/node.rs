@@ -182,7 +182,7 @@ struct SourceNode {
     /// Up to where this worker has told all of its records, and what it has yet to tell them.
     told: Epoch,
     stir: Option<Epoch>,
-    /// Epochs to be let go of as they close, because a cut is being saved.
+    /// So many epochs, at most, are let go of as they close, because a cut is being saved that is not durable yet.
     saving: u16,
 }
 
@@ -599,10 +599,10 @@ impl SourceNode {
         self.saving = self.saving.saturating_sub(1);
         if let Some(cut) = self.settings.cuts.reached(open) {
             self.save(cut);
-            // The nodes save it in as many steps of the frontier; without readings, too, it is to be complete soon.
+            // The nodes save it in as many steps of the frontier, or fewer; without readings, too, it is to be complete soon.
             self.saving = STEPS;
         }
-        self.due |= self.saving > 0;
+        self.due |= self.saving > 0 && !self.commits.is_empty();
         closed
     }
 
