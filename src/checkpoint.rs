@@ -209,7 +209,7 @@ pub fn newest(fs: &dyn Fs, dir: &Path) -> Result<Option<Restored>> {
 /// The newest checkpoint that counts, is whole, and of which `sound` finds nothing missing elsewhere.
 ///
 /// # Errors
-/// There are checkpoints, and none of them is whole.
+/// There are checkpoints, and none of them is whole; or the disk fails, which says nothing of what lies on it.
 pub fn find(
     fs: &dyn Fs,
     dir: &Path,
@@ -226,6 +226,10 @@ pub fn find(
             }
             loaded => match loaded.and_then(|restored| sound(&restored).map(|()| restored)) {
                 Ok(restored) => return Ok(Newest { restored: Some(restored), ..newest }),
+                Err(error) if disk_failed(&error) => {
+                    let advice = "try again, or move that checkpoint away, and an older one is used";
+                    return Err(error.context(format!("a checkpoint cannot be read; {advice}")));
+                }
                 Err(error) => {
                     newest.damaged.push((checkpoint.clone(), format!("{error:#}")));
                     first_error.get_or_insert(error);
@@ -237,6 +241,13 @@ pub fn find(
         None => Ok(newest),
         Some(error) => Err(error.context(format!("no checkpoint in {} is whole", dir.display()))),
     }
+}
+
+/// Whether this is an error of the disk, which may pass, and not one of what was read or is missing.
+fn disk_failed(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    let said = [InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof];
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| !said.contains(&error.kind()))
 }
 
 /// Writes a file that begins with the checksum of the rest.
