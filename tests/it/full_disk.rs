@@ -93,8 +93,8 @@ fn a_disk_that_is_full_holds_the_stream_until_there_is_room_again() {
             return;
         }
     };
-    plant.produce(&["--readings", "5000", "--timestamps", "event"]);
-    let feed = plant.feed(&["--rate", "1500"]);
+    plant.produce(&["--readings", "10000", "--timestamps", "event"]);
+    let feed = plant.feed(&["--rate", "1500", "--seed", "8"]);
     let mut running = plant.run();
     running.until_up(plant.port);
     running.until("readiness", || ready(&plant));
@@ -147,8 +147,8 @@ fn calls_of_the_disk_that_fail_are_waited_out() {
     let faults = from_environment("SG_DISK_FAULTS").unwrap_or(20);
     let redis = Redis::start();
     let plant = plant("failing-disk", &redis);
-    plant.produce(&["--readings", "5000", "--timestamps", "event"]);
-    let feed = plant.feed(&["--rate", "1500"]);
+    plant.produce(&["--readings", "10000", "--timestamps", "event"]);
+    let feed = plant.feed(&["--rate", "1500", "--seed", "8"]);
     let failing = plant.folder().join("failing");
     let mut running = plant.run_with(&[], |command| {
         command.env("STREAMGAUGE_FAILING_DISK", &failing);

@@ -87,7 +87,7 @@ fn whatever_befalls_a_redis_it_has_each_alert_once_and_nobody_else_waits() {
     let sinks = format!("{sinks}[sinks.lake]\ntype = \"parquet\"\npath = \"LAKE\"\n");
     let plant = Plant::new(Kafka::shared(), "redis-faults", RULES, &sinks);
     plant.produce(&["--readings", "5000", "--timestamps", "event"]);
-    let feed = plant.feed(&["--rate", "1500", "--fault-every", "2s"]);
+    let feed = plant.feed(&["--rate", "1500", "--fault-every", "2s", "--seed", "8"]);
     let mut running = plant.run();
     running.until_up(plant.port);
     let waiting = |sink: &str| plant.metric("streamgauge_sink_queue_items", &format!("sink=\"{sink}\""));
@@ -149,7 +149,7 @@ fn a_redis_that_forgot_is_noticed_and_gets_what_the_lane_still_has() {
     // No checkpoint lets go of anything meanwhile, so that what the lane still has is everything.
     plant.change("checkpoint.interval = \"1s\"", "checkpoint.interval = \"10m\"");
     plant.produce(&["--readings", "5000", "--timestamps", "event"]);
-    let feed = plant.feed(&["--rate", "1500", "--fault-every", "2s"]);
+    let feed = plant.feed(&["--rate", "1500", "--fault-every", "2s", "--seed", "8"]);
     let mut running = plant.run();
     let entries =
         |redis: &Redis| -> usize { redis::cmd("XLEN").arg("alerts").query(&mut redis.connection()).expect("a length") };

@@ -56,8 +56,8 @@ fn one_epoch_log_makes_one_journal_whoever_wrote_it_and_whoever_reads_it() {
         redis.url
     );
     let plant = Plant::new(Kafka::shared(), "rescale", RULES, &sinks);
-    plant.produce(&["--readings", "10000", "--timestamps", "event", "--create-partitions", "5"]);
-    let feed = plant.feed(&["--rate", "1000", "--fault-every", "3s", "--create-partitions", "5"]);
+    plant.produce(&["--readings", "20000", "--timestamps", "event", "--create-partitions", "5"]);
+    let feed = plant.feed(&["--rate", "1000", "--fault-every", "3s", "--create-partitions", "5", "--seed", "8"]);
     let mut shapes = SHAPES;
     random.shuffle(&mut shapes);
     for n in 0..=restarts {
