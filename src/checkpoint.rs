@@ -4,6 +4,7 @@
 //! 0 writes the manifest last, when every process' files are there. A directory without a manifest never counted.
 
 use crate::epoch_log::{FOR_EVER, LogEnd};
+use crate::error::disk_failed;
 use crate::seam::{Fs, replace, replace_with};
 use anyhow::{Context, Result, bail, ensure};
 use operators::Epoch;
@@ -17,6 +18,8 @@ pub const CHECKPOINT_VERSION: u16 = 1;
 /// The version of docs/semantics.md: equal bits are promised within one.
 pub const SEMANTICS_VERSION: u16 = 1;
 const MANIFEST: &str = "manifest.json";
+/// What the manifest is called of one that was found damaged.
+const DAMAGED: &str = "manifest.damaged";
 /// So much is written at a time.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -227,7 +230,7 @@ pub fn find(
             loaded => match loaded.and_then(|restored| sound(&restored).map(|()| restored)) {
                 Ok(restored) => return Ok(Newest { restored: Some(restored), ..newest }),
                 Err(error) if disk_failed(&error) => {
-                    let advice = "try again, or move that checkpoint away, and an older one is used";
+                    let advice = format!("try again, or rename its {MANIFEST} to {DAMAGED}, and an older one is used");
                     return Err(error.context(format!("a checkpoint cannot be read; {advice}")));
                 }
                 Err(error) => {
@@ -243,11 +246,12 @@ pub fn find(
     }
 }
 
-/// Whether this is an error of the disk, which may pass, and not one of what was read or is missing.
-fn disk_failed(error: &anyhow::Error) -> bool {
-    use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
-    let said = [InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof];
-    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| !said.contains(&error.kind()))
+/// The checkpoints that counted once and are newer than this one: (who wrote it, its cut). They are damaged; what was
+/// shown for them is made again.
+pub fn newer(fs: &dyn Fs, dir: &Path, than: Name) -> Result<Vec<(u64, Epoch)>> {
+    let counted = |checkpoint: &PathBuf| is_complete(fs, checkpoint) || fs.exists(&checkpoint.join(DAMAGED));
+    let names = list(fs, dir)?.into_iter().filter(counted).filter_map(|checkpoint| Name::of(&checkpoint));
+    Ok(names.filter(|name| *name > than).map(|name| (name.writer, name.cut)).collect())
 }
 
 /// Writes a file that begins with the checksum of the rest.
@@ -533,7 +537,7 @@ fn sum(fs: &dyn Fs, path: &Path) -> Result<(u64, blake3::Hash)> {
 
 /// Takes a damaged checkpoint out of those that count, for people to look at until it is older than all that are kept.
 pub fn set_aside(fs: &dyn Fs, checkpoint: &Path) -> Result<()> {
-    fs.rename(&checkpoint.join(MANIFEST), &checkpoint.join("manifest.damaged"))?;
+    fs.rename(&checkpoint.join(MANIFEST), &checkpoint.join(DAMAGED))?;
     fs.sync_dir(checkpoint)?;
     Ok(())
 }

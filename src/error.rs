@@ -1,7 +1,7 @@
 //! Why the program ends early: one sentence, and an exit code that a supervisor can act on.
 
 use crate::source::SourceError;
-use std::fmt;
+use std::{fmt, io};
 
 /// Why the program ends early. Printed once, in `main`.
 #[derive(Clone, Debug)]
@@ -56,6 +56,14 @@ impl Failure {
     pub fn state(message: impl fmt::Display) -> Self {
         Self { code: Exit::Corrupt, message: message.to_string() }
     }
+    /// What reading or writing state came to: an error of the disk may pass; anything else says that state is not what was
+    /// written, or that we may not touch it.
+    pub fn of_state(error: &anyhow::Error) -> Self {
+        let denied = |e: &io::Error| e.kind() == io::ErrorKind::PermissionDenied;
+        let passes = disk_failed(error) && !io_errors(error).any(denied);
+        let message = format!("{error:#}");
+        if passes { Self::unreachable(message) } else { Self::state(message) }
+    }
     /// A source failed: records that are gone break the promise; anything else may pass.
     pub fn source(error: &SourceError) -> Self {
         match error {
@@ -65,6 +73,17 @@ impl Failure {
     }
 }
 
+fn io_errors(error: &anyhow::Error) -> impl Iterator<Item = &io::Error> {
+    error.chain().filter_map(|cause| cause.downcast_ref())
+}
+
+/// Whether this is an error of the disk, and not one of what was read or is missing.
+pub fn disk_failed(error: &anyhow::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    let of_content = [InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof];
+    io_errors(error).any(|error| !of_content.contains(&error.kind()))
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -72,3 +91,24 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn an_error_of_the_disk_may_pass_and_what_is_wrong_with_state_does_not() {
+        let of = |kind: io::ErrorKind| Err::<(), _>(io::Error::from(kind)).context("manifest.json").expect_err("one");
+        for (error, code) in [
+            (Err::<(), _>(io::Error::from_raw_os_error(5)).context("x").expect_err("EIO"), Exit::Unreachable),
+            (of(io::ErrorKind::StorageFull), Exit::Unreachable),
+            (of(io::ErrorKind::PermissionDenied), Exit::Corrupt),
+            (of(io::ErrorKind::NotFound), Exit::Corrupt),
+            (anyhow::anyhow!("does not match its checksum"), Exit::Corrupt),
+        ] {
+            let failure = Failure::of_state(&error);
+            assert_eq!((failure.code, failure.message), (code, format!("{error:#}")));
+        }
+    }
+}

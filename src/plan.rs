@@ -161,7 +161,7 @@ impl Past {
 
 /// Reads what terms before `before` left; all of them, where it is none.
 pub fn past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> Result<Past, Failure> {
-    read_past(fs, layout, before).map_err(|e| Failure::state(format!("{e:#}")))
+    read_past(fs, layout, before).map_err(|e| Failure::of_state(&e))
 }
 
 fn read_past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> anyhow::Result<Past> {

@@ -27,8 +27,8 @@ use streamgauge::run::decoders;
 use streamgauge::saving::SLICE;
 use streamgauge::seam::{Clock, RealClock, RealFs};
 use streamgauge::sink::{
-    AlertBatch, Alerts, Configured, JournalEntry, LaneContext, Lanes, NameTable, ParquetArchive, RedisStream,
-    RedisTimeseries, RowBatch, Rows, Sink,
+    AlertBatch, Alerts, Configured, JournalEntry, LaneContext, Lanes, MadeAgain, NameTable, ParquetArchive,
+    RedisStream, RedisTimeseries, RowBatch, Rows, Sink,
 };
 use streamgauge::source::interner::Interner;
 use streamgauge::views::Site;
@@ -235,6 +235,7 @@ impl World {
             dir: self.folder.path().join("lanes"),
             term: 1,
             written: 0,
+            made_again: MadeAgain::default(),
             memory: 1 << 30,
             keep: 3,
             process: 0,

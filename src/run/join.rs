@@ -61,7 +61,7 @@ impl World {
             listener,
             key,
             facts: Arc::new(move || {
-                let terms = epoch_log::terms(&*fs, &logs).map_err(|e| Failure::state(format!("{e:#}")))?;
+                let terms = epoch_log::terms(&*fs, &logs).map_err(|e| Failure::of_state(&e))?;
                 Ok(Facts { term: terms.last().copied().unwrap_or(0), ..facts.clone() })
             }),
             clock: run.clock.clone(),

@@ -9,7 +9,7 @@ use crate::crew::{Part, Working};
 use crate::dataflow::Logic;
 use crate::dead_lane::{self, DeadLane};
 use crate::dead_letters::{self, DeadLetters, Position as DeadPosition};
-use crate::epoch_log::{Durability, EpochLog, Header, LOG_VERSION};
+use crate::epoch_log::{Durability, EpochLog, FOR_EVER, Header, LOG_VERSION};
 use crate::error::Failure;
 use crate::outage::what;
 use crate::plan::Plan;
@@ -18,7 +18,7 @@ use crate::server::status::Process as ProcessStatus;
 use crate::server::views_api::Views as ViewClients;
 use crate::server::{self, ServerState};
 use crate::shed::{Retrying, ShedStore};
-use crate::sink::{LaneContext, Lanes};
+use crate::sink::{LaneContext, Lanes, MadeAgain};
 use crate::terms::Fence;
 use crossbeam_channel::unbounded;
 use operators::keyed::Cuts;
@@ -31,14 +31,13 @@ impl Stretch {
         let world = &self.world;
         let run = &world.run;
         let fs = run.fs.clone();
-        let state = |e: &dyn std::fmt::Display| Failure::state(e.to_string());
         if plan.config != self.pure.hash() {
             return Err(Failure::configuration(
                 "the processes have different configurations; give all of them the same",
             ));
         }
         let restored = match &plan.checkpoint {
-            Some(dir) => Some(Arc::new(checkpoint::load(&*fs, dir).map_err(|e| state(&format!("{e:#}")))?)),
+            Some(dir) => Some(Arc::new(checkpoint::load(&*fs, dir).map_err(|e| Failure::of_state(&e))?)),
             None => None,
         };
         if let Some(bar) = &run.options.bar {
@@ -80,7 +79,7 @@ impl Stretch {
                     durability,
                     world.disk.holding_outage(what::EPOCH_LOG),
                 )
-                .map_err(|e| state(&format!("{e:#}")))?,
+                .map_err(|e| Failure::of_state(&e))?,
             )
         } else {
             None
@@ -111,14 +110,14 @@ impl Stretch {
         let mut dead_state = None;
         for lane in lanes_of(dead_lane::NAME) {
             let lane: dead_lane::State =
-                serde_json::from_value(lane).map_err(|e| state(&format!("checkpoint: dead letters: {e}")))?;
+                serde_json::from_value(lane).map_err(|e| Failure::state(format!("checkpoint: dead letters: {e}")))?;
             if lane.process == self.process {
                 dead_state = Some(lane);
             } else if self.process == 0 && lane.process >= self.processes {
                 // What a process that is no more wrote after the cut is written again, by others.
                 let dir = self.layout.data.join("dead-letters");
                 dead_letters::cut_back(&*fs, &dir, lane.process, lane.position)
-                    .map_err(|e| state(&format!("dead letters: {e}")))?;
+                    .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context("dead letters")))?;
             }
         }
         let first_checkpoint = restored.as_ref().is_some_and(|r| r.manifest.cut == 0);
@@ -132,7 +131,7 @@ impl Stretch {
             dead_state.map(|s| s.position).or_else(|| first_checkpoint.then(DeadPosition::default)),
             world.metrics.clone(),
         )
-        .map_err(|e| state(&format!("dead letters: {e}")))?
+        .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context("dead letters")))?
         .fenced(fence.clone());
         let (dead_lane, dead) =
             DeadLane::new(store, (self.process, self.workers), &streams, pieces.clone(), shared.clone());
@@ -140,6 +139,12 @@ impl Stretch {
 
         let others: Result<Vec<crate::sink::LaneState>, _> =
             lanes_of("").into_iter().map(serde_json::from_value).collect();
+        let (name, cut) = restored.as_ref().map_or((None, 0), |r| (Some(r.name()), r.manifest.cut));
+        let damaged = name.map(|name| checkpoint::newer(&*fs, &self.layout.checkpoints, name)).transpose();
+        let made_again = MadeAgain {
+            from: plan.script.first().map_or(if cut == FOR_EVER { 0 } else { cut }, |(epoch, _)| *epoch),
+            damaged: damaged.map_err(|e| Failure::of_state(&e))?.unwrap_or_default(),
+        };
         let inventory = self.pure.inventory.clone();
         let shed = ShedStore::new(fs.clone(), self.layout.data.join("shed"), &world.disk);
         let sheds = self.sinks.values().any(|sink| sink.lane().when_full == WhenFull::DeadLetter);
@@ -150,6 +155,7 @@ impl Stretch {
             dir: self.layout.data.join("lanes"),
             term: plan.lane_term,
             written: plan.sent_through.unwrap_or(0),
+            made_again,
             memory: run.config.divided().lanes,
             keep: run.config.checkpoint.keep as usize,
             process: self.process,
@@ -166,7 +172,7 @@ impl Stretch {
             labels: Arc::new(move |sensor: &str, label: &str| inventory.get(sensor)?.get(label).cloned()),
             shed: Arc::new(move |sink: &str, shed: crate::sink::Shed| shed_to.take(sink, &shed)),
         };
-        let others = others.map_err(|e| state(&format!("checkpoint: lanes: {e}")))?;
+        let others = others.map_err(|e| Failure::state(format!("checkpoint: lanes: {e}")))?;
         let lanes = Lanes::open(&*run.destinations, &self.sinks, context, others, world.runtime.handle())
             .map_err(start_failure)?;
         let lane_handle = lanes.handle();

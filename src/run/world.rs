@@ -138,16 +138,16 @@ impl World {
     /// on, what older processes write does not count any more.
     fn begin_term(&self, layout: &Layout) -> Result<(u64, plan::Past), Failure> {
         let fs = &*self.run.fs;
-        let corrupt = |e: anyhow::Error| Failure::state(format!("{e:#}"));
-        let known = checkpoint::list(fs, &layout.checkpoints).map_err(corrupt)?;
+        let of_state = |e: anyhow::Error| Failure::of_state(&e);
+        let known = checkpoint::list(fs, &layout.checkpoints).map_err(of_state)?;
         let known = known.iter().filter_map(|dir| Name::of(dir)).map(|name| name.term.max(name.writer)).max();
-        let term = terms::claim(fs, &layout.logs, known.unwrap_or(0)).map_err(corrupt)?;
+        let term = terms::claim(fs, &layout.logs, known.unwrap_or(0)).map_err(of_state)?;
         self.run.destinations.announce(&self.run.config.sinks, term, self.runtime.handle());
         let mut past = plan::past(fs, layout, Some(term))?;
         for (dir, what) in &past.damaged {
             self.metrics.checkpoints_damaged_total.inc();
             tracing::error!(checkpoint = %dir.display(), what, "checkpoint is damaged; an older one is used");
-            checkpoint::set_aside(fs, dir).map_err(corrupt)?;
+            checkpoint::set_aside(fs, dir).map_err(of_state)?;
         }
         for plan::Torn { term, process, end, synced } in &past.torn {
             let LogEnd { segment, length, .. } = end;
@@ -172,7 +172,7 @@ impl World {
                 );
             }
         }
-        if let Some(epoch) = plan::journal_beyond(fs, layout, &past).map_err(corrupt)? {
+        if let Some(epoch) = plan::journal_beyond(fs, layout, &past).map_err(of_state)? {
             tracing::error!(
                 epoch,
                 through = past.sent_through,
@@ -181,7 +181,7 @@ impl World {
             );
         }
         let bugs = panics::to_set_aside(fs, &layout.panics)
-            .map_err(|e| Failure::state(format!("{}: {e}", layout.panics.display())))?;
+            .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context(layout.panics.display().to_string())))?;
         for place in bugs.into_iter().filter(|place| !past.set_aside.contains(place)).collect::<Vec<_>>() {
             let terms::Place { source, topic, partition, offset } = &place;
             tracing::warn!(
@@ -194,8 +194,8 @@ impl World {
             );
             past.set_aside.push(place);
         }
-        plan::settle(fs, layout, &past).map_err(corrupt)?;
-        terms::write(fs, &layout.logs, &past.manifest(term)).map_err(corrupt)?;
+        plan::settle(fs, layout, &past).map_err(of_state)?;
+        terms::write(fs, &layout.logs, &past.manifest(term)).map_err(of_state)?;
         Ok((term, past))
     }
 
@@ -218,7 +218,7 @@ impl World {
                     Err(Failure::configuration(format!("{} holds no epoch log to replay", layout.logs.display())))
                 };
             };
-            let first = epoch_log::terms(&*self.run.fs, &layout.logs).map_err(|e| Failure::state(format!("{e:#}")))?;
+            let first = epoch_log::terms(&*self.run.fs, &layout.logs).map_err(|e| Failure::of_state(&e))?;
             // Its folder is enough: a term may have ended before it logged anything.
             if past.restored.is_none() && first.first() != Some(&1) {
                 return Err(Failure::state("the epoch log's first term is gone (epochs.retention); a replay needs it"));
@@ -297,7 +297,7 @@ impl World {
         }
         if past.restored.is_none() {
             plan::write_first(fs, layout, term, &config, &streams, &positions)
-                .map_err(|e| Failure::state(format!("checkpoint 0: {e:#}")))?;
+                .map_err(|e| Failure::of_state(&e.context("checkpoint 0")))?;
         }
         let script = plan::script(&past.terms, &streams)?;
         let set_aside = past.set_aside;

@@ -45,6 +45,8 @@ pub struct LaneContext {
     pub term: u64,
     /// The newest epoch that runs before this one have written down; 0 where there were none.
     pub written: Epoch,
+    /// What this run makes again though an archive may have shown it.
+    pub made_again: MadeAgain,
     /// The sum of what the lanes' `memory` may be.
     pub memory: u64,
     /// Checkpoints that are kept.
@@ -379,9 +381,9 @@ impl Opening<'_> {
 
     /// Opens the lane of an archive of Parquet files.
     pub fn parquet(&mut self, name: &str, lane: LaneSettings, path: &Path) -> Result<(), StartError> {
-        let LaneContext { process, processes, .. } = *self.ctx;
+        let LaneContext { process, processes, ref made_again, .. } = *self.ctx;
         let archive = ParquetArchive::new(self.fs(), path.to_owned(), process, processes, self.restored(name));
-        self.rows(name, lane, archive)
+        self.rows(name, lane, archive.made_again(made_again.clone()))
     }
 
     fn lane<S: Sink>(

@@ -148,6 +148,25 @@ pub struct FileRef {
     pub rows: u64,
 }
 
+/// What a run makes again though an archive may have shown it: newer checkpoints than the one restored had listed it, and
+/// they are damaged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MadeAgain {
+    /// The first epoch that is made again.
+    pub from: Epoch,
+    /// The damaged checkpoints: (the term that wrote it, its cut).
+    pub damaged: Vec<(u64, Epoch)>,
+}
+
+impl MadeAgain {
+    /// Whether a file is meant that a term finished for a cut. Such a file may have been shown by a later cut, because
+    /// its own was never completed; and in an archive that is older than the data directory, numbers of terms repeat, but
+    /// epochs, being times, do not.
+    pub fn covers(&self, term: u64, cut: Epoch) -> bool {
+        cut > self.from && self.damaged.iter().any(|(writer, through)| *writer == term && cut <= *through)
+    }
+}
+
 /// What a checkpoint keeps of a lane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneState {

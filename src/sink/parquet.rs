@@ -27,6 +27,7 @@ pub struct ParquetArchive {
     processes: usize,
     term: u64,
     restored: Vec<LaneState>,
+    made_again: MadeAgain,
     ready: bool,
     sequence: u64,
     columns: Columns,
@@ -49,6 +50,7 @@ impl ParquetArchive {
             processes,
             term: 0,
             restored,
+            made_again: MadeAgain::default(),
             ready: false,
             sequence: 0,
             columns: Columns::default(),
@@ -57,6 +59,11 @@ impl ParquetArchive {
             listed: Vec::new(),
             renamed: false,
         }
+    }
+
+    /// What this run makes again, whether or not the checkpoint restored knows of this archive.
+    pub fn made_again(self, made_again: MadeAgain) -> Self {
+        Self { made_again, ..self }
     }
 
     fn sync_names(&mut self) -> Result<(), SinkError> {
@@ -99,9 +106,12 @@ impl ParquetArchive {
             if !mine || name.term >= self.term {
                 continue;
             }
+            let made_again = |cut| self.made_again.covers(name.term, cut);
             if name.hidden {
                 self.fs.remove(&path).map_err(io)?;
-            } else if state.is_some_and(|s| (name.term, name.cut) > (s.term, Some(s.cut))) {
+            } else if state.is_some_and(|s| (name.term, name.cut) > (s.term, Some(s.cut)))
+                || name.cut.is_some_and(made_again)
+            {
                 // An older checkpoint was restored than the one that showed this file: replay makes its rows again.
                 let aside = dir.join(files::aside(&path));
                 tracing::warn!(file = %path.display(), "archive file is newer than the checkpoint restored; set aside");

@@ -13,7 +13,7 @@ use streamgauge::metrics::Metrics;
 use streamgauge::outage::Disk;
 use streamgauge::seam::{RealClock, RealFs};
 use streamgauge::sink::{
-    AlertBatch, Configured, JournalEntry, LaneContext, LaneHandle, LaneState, Lanes, RowBatch, StartError,
+    AlertBatch, Configured, JournalEntry, LaneContext, LaneHandle, LaneState, Lanes, MadeAgain, RowBatch, StartError,
 };
 
 /// Some time in 2023, microseconds.
@@ -110,6 +110,7 @@ impl Running {
             dir: data_dir.join("lanes"),
             term,
             written,
+            made_again: MadeAgain::default(),
             memory: u64::MAX,
             keep: 3,
             process: 0,

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use streamgauge::checkpoint;
 use streamgauge::config::{self, Loaded, Overrides};
 use streamgauge::dead_letters::DeadLetter;
 use streamgauge::epoch_log::{self, Frame, Frames, LogEnd};
@@ -35,6 +36,8 @@ const ARCHIVE: &str = "/sim/archive";
 pub const FAULTS: [&str; 10] = ["crash", "torn", "power", "eio", "full", "outage", "sinks", "pause", "clock", "idle"];
 /// What draws the times in which nothing comes.
 const LULLS: u64 = 0x0000_1011;
+/// What draws which checkpoints are damaged.
+const DAMAGES: u64 = 0x0000_da3a;
 
 /// What repeats a run. Its text is what repeats it from the command line.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,9 +60,12 @@ impl Case {
         let mut rng = Rng::with_seed(seed ^ 0x000c_a5e0);
         let drawn = FAULTS.iter().filter(|_| rng.u32(0..4) > 0);
         let mut faults: BTreeSet<String> = drawn.map(|name| (*name).to_owned()).collect();
-        // No fault, but something else to leave out; drawn by itself, so that seeds stay what they were.
+        // Drawn by themselves, so that seeds stay what they were; the first is no fault, but something else to leave out.
         if Rng::with_seed(seed ^ LULLS).bool() {
             faults.insert("lull".to_owned());
+        }
+        if Rng::with_seed(seed ^ DAMAGES).bool() {
+            faults.insert("damage".to_owned());
         }
         Self {
             seed,
@@ -150,6 +156,8 @@ pub struct Report {
     /// Lives that ended by themselves, with a failure.
     pub failures: u64,
     pub disk_faults: u64,
+    /// Newest checkpoints of which a bit was turned over.
+    pub damaged: u64,
     pub sink_faults: u64,
     /// Calls of the disk in the newest life, and in the one of which some were to fail.
     pub calls: u64,
@@ -251,6 +259,7 @@ struct Sim<'a> {
     /// What the wall clock showed last, and how many lives have begun.
     wall_ms: u64,
     lives: usize,
+    damages: Rng,
     /// By term.
     began: BTreeMap<u64, Began>,
     report: Report,
@@ -305,8 +314,9 @@ pub fn one_after_a_lull(seed: u64) -> Result<(u64, u64), String> {
     let faults = DiskFaults::default();
     let life = Life { fate, faults, power_before: false, until_end: false, idle: 0, replay_into: None };
     let wall_ms = 1_700_000_000_000;
-    let mut sim =
-        Sim { case: &case, plant, rng, now, disk, destinations, wall_ms, lives: 0, began: BTreeMap::new(), report };
+    let damages = Rng::with_seed(seed);
+    let (lives, began) = (0, BTreeMap::new());
+    let mut sim = Sim { case: &case, plant, rng, now, disk, destinations, wall_ms, lives, damages, began, report };
     match sim.live(&text, life)? {
         Some(Ok(_)) => {}
         other => return Err(format!("it did not end well: {other:?}")),
@@ -339,7 +349,8 @@ pub fn run(case: &Case) -> Result<Report, String> {
     let destinations = Destinations::new(rng.u64(..), now.clone(), if fast { 100_000 } else { 1_000_000 });
     let disk = Disk::new(rng.u64(..));
     let (wall_ms, lives, began, report) = (RIGHT_MS, 0, BTreeMap::new(), Report::default());
-    Sim { case, plant, rng, now, disk, destinations, wall_ms, lives, began, report }.go()
+    let damages = Rng::with_seed(case.seed ^ DAMAGES);
+    Sim { case, plant, rng, now, disk, destinations, wall_ms, lives, damages, began, report }.go()
 }
 
 impl Sim<'_> {
@@ -401,6 +412,9 @@ impl Sim<'_> {
             self.disk.cut_power();
             let past = plan::past(&self.disk.look(), &Layout::new(DATA.into()), None);
             self.report.torn += past.map_or(0, |past| past.torn.len() as u64);
+        }
+        if self.case.has("damage") && life.replay_into.is_none() && self.damages.u32(..3) == 0 {
+            self.damage()?;
         }
         let disk = self.disk.begin(life.faults, false);
         let faulty = fate.deaths > 0 || fate.outages > 0 || self.case.has("sinks");
@@ -508,6 +522,23 @@ impl Sim<'_> {
             Ok(_) => {}
         }
         Ok(Some(ended))
+    }
+
+    /// Turns over a bit of the newest checkpoint, where there is an older one to go on from.
+    fn damage(&mut self) -> Result<(), String> {
+        let files = self.disk.look();
+        let checkpoints = Layout::new(DATA.into()).checkpoints;
+        let mut all = checkpoint::list(&files, &checkpoints).map_err(|e| format!("{e:#}"))?;
+        all.retain(|dir| checkpoint::is_complete(&files, dir));
+        let Some(newest) = all.pop().filter(|_| all.iter().any(|older| checkpoint::load(&files, older).is_ok())) else {
+            return Ok(());
+        };
+        let of_it = files.list(&newest).map_err(|e| e.to_string())?;
+        if let Some(path) = self.damages.choice(of_it) {
+            self.disk.flip(&path, &mut self.damages).map_err(|e| format!("{}: {e}", path.display()))?;
+            self.report.damaged += 1;
+        }
+        Ok(())
     }
 
     /// The last records come in, one call of the disk fails, or some; it may refuse to start then, or die while it waits.

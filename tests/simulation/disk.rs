@@ -251,6 +251,18 @@ impl Disk {
         Disk { state: self.state.clone(), life: state.life }
     }
 
+    /// What lies there is not what was written: one bit of a file, which the generator draws.
+    pub fn flip(&self, path: &Path, rng: &mut Rng) -> io::Result<()> {
+        let mut state = self.state();
+        let file = state.file(path)?;
+        let bytes = &mut state.files[file].bytes;
+        if !bytes.is_empty() {
+            let at = rng.usize(..bytes.len());
+            bytes[at] ^= 1 << rng.u32(..8);
+        }
+        Ok(())
+    }
+
     /// Ends this life: every call fails from now on, and changes nothing.
     pub fn kill(&self) {
         self.state().dead = true;

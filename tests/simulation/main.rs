@@ -123,6 +123,7 @@ impl Report {
         self.waited += other.waited;
         self.crashes_in_outage += other.crashes_in_outage;
         self.torn += other.torn;
+        self.damaged += other.damaged;
         self.terms += other.terms;
         self.silences += other.silences;
     }
@@ -144,6 +145,7 @@ fn seeds_with_faults_equal_the_oracle() {
     if count >= 500 {
         assert!(sum.alerts > 10_000 && sum.duplicates > 5_000 && sum.late > 500, "too little to compare: {sum:?}");
         assert!(sum.crashes > 300 && sum.power_cuts > 80 && sum.torn > 5, "too few crashes: {sum:?}");
+        assert!(sum.damaged > 80, "too few damaged checkpoints: {sum:?}");
         assert!(sum.disk_faults > 100 && sum.sink_faults > 400, "too few faults: {sum:?}");
         assert!(sum.waited > 100 && sum.crashes_in_outage > 50, "too little waited for: {sum:?}");
     }

@@ -236,6 +236,28 @@ fn files_newer_than_the_checkpoint_restored_are_set_aside() {
 }
 
 #[test]
+fn where_the_checkpoint_restored_knows_of_no_archive_what_damaged_ones_showed_is_set_aside_and_nothing_else() {
+    let fs = MemFs::default();
+    let (foreign, ours, later) = (rows(1, 0, 100), rows(20, 0, 100), rows(30, 0, 100));
+    now(async {
+        for (term, cut, batch) in [(1, 10, &foreign), (1, 25, &ours), (1, Epoch::MAX, &later)] {
+            let mut sink = archive(&fs, Vec::new());
+            sink.connect(term).await.unwrap();
+            sink.write(std::slice::from_ref(batch)).await.unwrap();
+            sink.take_cut(cut).await.unwrap();
+            sink.commit(cut).await.unwrap();
+        }
+        // The checkpoint at 25 was never completed, the one at the end is damaged. The file for 10 is of an earlier life.
+        let made_again = MadeAgain { from: 15, damaged: vec![(1, Epoch::MAX)] };
+        archive(&fs, Vec::new()).made_again(made_again).connect(2).await.unwrap();
+    });
+    assert_eq!(shown(&fs, lake()), expected(&[foreign]));
+    for void in [".void-readings-1-0-25-0.parquet", ".void-readings-1-0-end-0.parquet"] {
+        assert!(fs.names().contains(&void.into()), "{:?}", fs.names());
+    }
+}
+
+#[test]
 fn files_of_an_earlier_life_are_left_alone() {
     let fs = MemFs::default();
     let life = |batch: Rows| {
