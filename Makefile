@@ -59,11 +59,8 @@ sim: ## the simulation over many seeds with faults: make sim SEEDS=10000 SEED=1
 docs: ## rewrites the generated pages (check fails when they have drifted)
 	cargo run --release --quiet --features tls -- schema --write
 
-fuzz: ## the decoders against libFuzzer, FUZZ_SECONDS each (needs a nightly toolchain and cargo-fuzz)
-	@test -d fuzz || { echo 'no fuzz targets'; exit 1; }
-	cd fuzz && for target in $$(cargo +nightly fuzz list); do \
-	    cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
-	done
+fuzz: ## what reads bytes from outside, under libFuzzer, FUZZ_SECONDS each (needs a nightly toolchain)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz.sh
 
 advisories: ## known defects of our dependencies, from RustSec's database (where the network reaches it)
 	@tests/servers/install.sh tools

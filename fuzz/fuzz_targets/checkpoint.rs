@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use std::sync::Arc;
-use streamgauge_fuzz::checkpoint::{Name, load, marks};
+use streamgauge::checkpoint::{Name, load, marks};
 use streamgauge_fuzz::frozen::Frozen;
 
 fuzz_target!(|input: (bool, &[u8])| {

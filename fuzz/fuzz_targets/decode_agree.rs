@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
-use streamgauge_fuzz::{NARROW, WIDE, decode::Decoder, decoder, shown};
+use streamgauge::decode::Decoder;
+use streamgauge_fuzz::{NARROW, WIDE, decoder, shown};
 
 thread_local!(static DECODERS: RefCell<[(Decoder, Decoder); 2]> = RefCell::new([NARROW, WIDE].map(|mapping| {
     let decoder = decoder(mapping, None);

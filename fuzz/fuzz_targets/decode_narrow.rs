@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
-use streamgauge_fuzz::{NARROW, check, decode::Decoder, decoder};
+use streamgauge::decode::Decoder;
+use streamgauge_fuzz::{NARROW, check, decoder};
 
 thread_local!(static DECODER: RefCell<Decoder> = RefCell::new(decoder(NARROW, None)));
 

@@ -3,7 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
-use streamgauge_fuzz::{NESTED, WIDE, check, config::DedupKey, decode::Decoder, decoder};
+use streamgauge::config::DedupKey;
+use streamgauge::decode::Decoder;
+use streamgauge_fuzz::{NESTED, WIDE, check, decoder};
 
 thread_local!(static DECODERS: RefCell<[Decoder; 2]> =
     RefCell::new([decoder(WIDE, None), decoder(NESTED, Some(DedupKey::Hash))]));

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use std::sync::Arc;
-use streamgauge_fuzz::epoch_log::{Frame, Frames, Known, LogEnd, read_term};
+use streamgauge::epoch_log::{Frame, Frames, Known, LogEnd, read_term};
 use streamgauge_fuzz::frozen::Frozen;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -4,8 +4,8 @@
 use hmac::{Hmac, Mac};
 use libfuzzer_sys::fuzz_target;
 use sha2::Sha256;
-use streamgauge_fuzz::mesh::facts::Facts;
-use streamgauge_fuzz::mesh::handshake::{
+use streamgauge::mesh::facts::Facts;
+use streamgauge::mesh::handshake::{
     Accepting, Answer, Broken, CHALLENGE, Claim, Claiming, Connecting, HELLO, Key, Kind, MAGIC, body_length,
 };
 

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
-use streamgauge_fuzz::decode::Times;
+use streamgauge::decode::Times;
 
 thread_local!(static TIMES: RefCell<[Times; 3]> = RefCell::new(
     [None, Some("Europe/Berlin"), Some("America/New_York")].map(|zone| Times::new(None, zone).expect("the zone is known"))

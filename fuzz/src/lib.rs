@@ -1,28 +1,10 @@
-//! What reads bytes from outside: the decoder, checkpoints, the epoch log and the handshake between
-//! processes; and what the targets use.
+//! What the targets use.
 
-#[allow(dead_code)]
-#[path = "../../src/checkpoint.rs"]
-pub mod checkpoint;
-#[allow(dead_code)]
-pub mod config;
-#[path = "../../src/decode/mod.rs"]
-pub mod decode;
-#[allow(dead_code)]
-#[path = "../../src/epoch_log/mod.rs"]
-pub mod epoch_log;
+use streamgauge::config::{Decode, DedupKey};
+use streamgauge::decode::{DecodeLimits, Decoder, Fanout, Outcome, Reason};
+
 #[path = "../../tests/common/frozen.rs"]
 pub mod frozen;
-pub mod mesh;
-#[allow(dead_code)]
-#[path = "../../src/memory.rs"]
-pub mod memory;
-#[allow(dead_code)]
-#[path = "../../src/seam.rs"]
-pub mod seam;
-
-use config::{Decode, DedupKey};
-use decode::{DecodeLimits, Decoder, Fanout, Outcome, Reason};
 
 /// A narrow mapping with everything that a narrow one can have.
 pub const NARROW: &str = r#"{"id":"/i","sensor":"/s","time":"/c","metric":"/m","value":"/v",

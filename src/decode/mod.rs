@@ -5,7 +5,6 @@
 //! which are those of docs/semantics.md, section 2, in their order. Property tests and the fuzz target `decode_agree`
 //! hold the two paths against each other. Nothing is allocated for a record that takes the fast path.
 
-#[cfg(not(fuzzing))]
 pub mod cmd;
 mod fields;
 mod json_fast;

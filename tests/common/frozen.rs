@@ -1,12 +1,9 @@
 //! A data directory held in memory, one file of which can be changed at a time.
 
-#[cfg(fuzzing)]
-use crate::seam::{FileWriter, Fs};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-#[cfg(not(fuzzing))]
 use streamgauge::seam::{FileWriter, Fs};
 
 /// Files by path.

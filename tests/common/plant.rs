@@ -4,14 +4,13 @@
 use crate::expected;
 use crate::program::{free_pair, journal, run_until_end, succeed};
 use crate::running::{Running, get, records};
-use crate::same::same_journal;
+use crate::same::{same_journal, what_must_be};
 use crate::servers::Kafka;
 use oracle::{Outcome, Record};
 use serde_json::Value;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use streamgauge::config::{self, Overrides};
 use tempfile::TempDir;
 
 /// Rules with everything: levels, `for`, windows of both kinds, silence.
@@ -191,12 +190,8 @@ decode = {{ id = "/unique_reading_id", sensor = "/sensor_id", metric = "/type", 
 
     /// What all the readings, in the epochs that were written down, must have come to.
     pub fn expected(&self) -> (Outcome, Vec<Record>) {
-        let pure = config::load_texts(&[("plant.toml".into(), self.text.clone())], &|_| None, &Overrides::default())
-            .unwrap_or_else(|report| panic!("{report:?}"))
-            .pure();
         let records = records(self.kafka, "plant", &self.topic);
-        let outcome = oracle::run(&expected::config(&pure), &records, &expected::lines(&self.data()));
-        (outcome.expect("the oracle"), records)
+        (what_must_be(&self.text, &records, &self.data()), records)
     }
 
     /// Reads to the end, and holds journal and counts against the oracle.

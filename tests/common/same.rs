@@ -1,16 +1,26 @@
 //! What a run left behind, held against what the oracle says it must have left.
 #![allow(dead_code, reason = "each test binary includes this file and uses some of it")]
 
+use crate::expected;
 use crate::program::succeed;
 use crate::servers::Redis;
 use base64::Engine;
-use oracle::{ArchiveRow, Outcome};
+use oracle::{ArchiveRow, Outcome, Record};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use redis::streams::StreamRangeReply;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use streamgauge::config::{self, Overrides};
+
+/// What these records must have come to under this configuration, in the epochs that this data directory's logs say.
+pub fn what_must_be(config: &str, records: &[Record], data: &Path) -> Outcome {
+    let pure = config::load_texts(&[("plant.toml".into(), config.to_owned())], &|_| None, &Overrides::default())
+        .unwrap_or_else(|report| panic!("{report:?}"))
+        .pure();
+    oracle::run(&expected::config(&pure), records, &expected::lines(data)).expect("the oracle")
+}
 
 /// The same lines, or the first that differs.
 pub fn same_journal(ours: &[String], theirs: &[String]) {

@@ -2,14 +2,13 @@
 //!
 //! `SG_CUTS=3` cuts three times. It needs root and `ip netns`; without them it says that it is left out.
 
-use crate::expected;
 use crate::mesh::configure;
 use crate::program::{free_pair, free_port, journal, streamgauge};
 use crate::running::{Running, get, records};
+use crate::same::{same_journal, same_stream, what_must_be};
 use crate::servers::{Kafka, Redis};
 use crate::tested::{from_environment, tested};
 use nix::sched::{CloneFlags, setns};
-use redis::streams::StreamRangeReply;
 use serde_json::Value;
 use std::fs::File;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use streamgauge::config::{self, Overrides};
 
 /// A namespace that a pair of virtual cards connects with ours; both go with this value.
 struct Namespace {
@@ -187,21 +185,11 @@ impl TwoHosts {
         assert!(ends.iter().all(|(status, _)| status.success()), "{}{}", ends[0].1, ends[1].1);
 
         let text = std::fs::read_to_string(&self.config).expect("the configuration");
-        let pure = config::load_texts(&[("sg.toml".into(), text)], &|_| None, &Overrides::default())
-            .unwrap_or_else(|report| panic!("{report:?}"))
-            .pure();
-        let records = records(Kafka::shared(), "plant", self.topic);
-        let outcome =
-            oracle::run(&expected::config(&pure), &records, &expected::lines(&self.data())).expect("the oracle");
+        let outcome = what_must_be(&text, &records(Kafka::shared(), "plant", self.topic), &self.data());
         let journal = self.journal();
-        assert_eq!(journal, outcome.journal);
+        same_journal(&journal, &outcome.journal);
         assert!(journal.len() > 50, "only {} alert changes", journal.len());
-        let mut connection = self.redis.connection();
-        let stream: StreamRangeReply =
-            redis::cmd("XRANGE").arg("alerts").arg("-").arg("+").query(&mut connection).expect("the stream");
-        let sent: Vec<String> = stream.ids.iter().map(|entry| entry.id.clone()).collect();
-        let written = journal.iter().map(|line| serde_json::from_str::<Value>(line).expect("a line"));
-        assert_eq!(sent, written.map(|line| format!("{}-{}", line["epoch"], line["n"])).collect::<Vec<_>>());
+        same_stream(&self.redis, &journal);
         journal.len()
     }
 }

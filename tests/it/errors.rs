@@ -1,8 +1,8 @@
 //! What a mistake at the start gets, and what bad input gets: a sentence and a code, a dead letter and a reason.
 
-use crate::expected;
 use crate::program::{free_port, journal, run_until_end, streamgauge, succeed};
 use crate::running::{Plain, records, send};
+use crate::same::{same_journal, what_must_be};
 use crate::servers::{Kafka, Redis};
 use base64::Engine;
 use serde_json::Value;
@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use streamgauge::config::{self, Overrides};
 
 /// What can be wrong at the start; what is empty is as it should be.
 struct Given {
@@ -382,12 +381,8 @@ fn bad_input_becomes_dead_letters_or_readings_and_never_a_stop() {
     }
 
     // The other implementation of docs/semantics.md thinks so, too.
-    let pure = config::load_texts(&[("bad.toml".into(), given.text())], &|_| None, &Overrides::default())
-        .unwrap_or_else(|report| panic!("{report:?}"))
-        .pure();
-    let records = records(kafka, "plant", "bad");
-    let outcome = oracle::run(&expected::config(&pure), &records, &expected::lines(&given.data)).expect("the oracle");
-    assert_eq!(journal(&given.data), outcome.journal);
+    let outcome = what_must_be(&given.text(), &records(kafka, "plant", "bad"), &given.data);
+    same_journal(&journal(&given.data), &outcome.journal);
     let counts = oracle::total(&outcome.counts);
     assert_eq!(counts.nulls, count(|f| *f == Null));
     assert_eq!(counts.filtered, count(|f| *f == Filtered));

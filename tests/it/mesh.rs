@@ -1,8 +1,8 @@
 //! Several processes: strangers at the port, a peer that dies, and what is written meanwhile.
 
-use crate::expected;
 use crate::program::{free_pair, free_port, journal, streamgauge, succeed};
 use crate::running::{Running, get, records};
+use crate::same::{same_journal, what_must_be};
 use crate::servers::Kafka;
 use crate::tested::{from_environment, tested};
 use serde_json::Value;
@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use streamgauge::config::{self, Overrides};
 use streamgauge::mesh::handshake::{CHALLENGE, Claim, Connecting, Key, NONCE, hint};
 
 /// A configuration for processes of one worker each; process p serves at the port plus p.
@@ -299,15 +298,11 @@ fn when_a_process_dies_the_other_ends_at_once_and_nothing_counts_that_was_not_co
 
     let data = folder.join("data");
     let text = std::fs::read_to_string(&config).expect("the configuration");
-    let pure = config::load_texts(&[("sg.toml".into(), text)], &|_| None, &Overrides::default())
-        .unwrap_or_else(|report| panic!("{report:?}"))
-        .pure();
-    let records = records(kafka, "plant", topic);
-    let outcome = oracle::run(&expected::config(&pure), &records, &expected::lines(&data)).expect("the oracle");
+    let outcome = what_must_be(&text, &records(kafka, "plant", topic), &data);
     let journal = journal(&data);
     let counts = oracle::total(&outcome.counts);
     println!("{} alert changes, {counts:?}", journal.len());
-    assert_eq!(journal, outcome.journal);
+    same_journal(&journal, &outcome.journal);
     assert_eq!((&summary["records"], &summary["imbalance"]), (&counts.records.into(), &0.into()), "{summary}");
     assert!(journal.len() > 100 && counts.duplicates > 50 && counts.late + counts.behind > 50, "{counts:?}");
     tested("one of two processes killed -9", deaths, &format!("{} alert changes", journal.len()));
