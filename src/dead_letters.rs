@@ -16,6 +16,7 @@ use crate::terms::Fence;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -313,6 +314,35 @@ pub fn cut_back(fs: &dyn Fs, dir: &Path, process: usize, position: Position) -> 
         fs.sync_dir(dir)?;
     }
     Ok(position)
+}
+
+/// Where the last dead letter that lies below this epoch ends in the store of a process; none if there is no store.
+///
+/// For a store that the checkpoint restored knows nothing of: its process came later, and what it wrote since is written
+/// again. What a machine without power left torn there goes with it.
+pub fn end_below(fs: &dyn Fs, dir: &Path, process: usize, epoch: u64) -> io::Result<Option<Position>> {
+    #[derive(Deserialize)]
+    struct Line {
+        epoch: u64,
+    }
+    let mut end = None;
+    for (segment, path) in segments(fs, dir, process)? {
+        let mut length = 0;
+        end.get_or_insert(Position { segment, length });
+        for line in fs.read(&path)?.split_inclusive(|byte| *byte == b'\n') {
+            length += line.len() as u64;
+            if serde_json::from_slice::<Line>(line).is_ok_and(|line| line.epoch < epoch) {
+                end = Some(Position { segment, length });
+            }
+        }
+    }
+    Ok(end)
+}
+
+/// The processes that have a store, in ascending order.
+pub fn processes(fs: &dyn Fs, dir: &Path) -> io::Result<BTreeSet<usize>> {
+    let files = if fs.exists(dir) { fs.list(dir)? } else { Vec::new() };
+    Ok(files.iter().filter_map(|path| Some(parse(path)?.0)).collect())
 }
 
 fn path(dir: &Path, process: usize, segment: u64) -> PathBuf {

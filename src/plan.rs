@@ -266,7 +266,7 @@ fn whole(fs: &dyn Fs, layout: &Layout, restored: &Restored) -> anyhow::Result<()
         let state: LaneState = serde_json::from_value(lane.clone())?;
         for listed in &state.segments {
             segment::check(fs, &layout.data.join("lanes"), listed)
-                .map_err(|error| anyhow::anyhow!("segment file {} of sink {}: {error}", listed.name, state.sink))?;
+                .with_context(|| format!("segment file {} of sink {}", listed.name, state.sink))?;
         }
         if let (JOURNAL, Some(length)) = (state.sink.as_str(), state.length) {
             let path = layout.data.join("journal.jsonl");

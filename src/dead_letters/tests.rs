@@ -110,6 +110,23 @@ fn a_state_that_was_lost_leaves_its_dead_letters() {
 }
 
 #[test]
+fn where_the_checkpoint_knows_no_position_what_is_made_again_goes_and_the_rest_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("dead-letters");
+    append(&mut open(dir.path(), None, 3 * line_length()), 0..8);
+    let end = |offset: u64| end_below(&RealFs, &store, 0, 1_700_000_000_000 + offset).unwrap();
+    assert_eq!(processes(&RealFs, &store).unwrap(), BTreeSet::from([0]));
+    assert_eq!(end_below(&RealFs, &store, 1, 0).unwrap(), None, "another process has no store");
+    // Nothing is made again, but the machine went down with a line half written.
+    let newest = RealFs.list(&store).unwrap().pop().unwrap();
+    RealFs.append(&newest).unwrap().write_all(b"{\"source\":\"pl\0\0\0").unwrap();
+    for (epoch, left) in [(9, 8), (7, 7), (6, 6), (4, 4), (0, 0)] {
+        open(dir.path(), end(epoch), 3 * line_length());
+        assert_eq!(stored(dir.path()), (0..left).collect::<Vec<i64>>());
+    }
+}
+
+#[test]
 fn another_process_is_left_alone_until_it_is_cut_back_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("dead-letters");

@@ -214,7 +214,10 @@ fn usage() -> (f64, f64) {
 /// Whether state can be kept there; `check` asks the same.
 pub fn look_at_data_dir(fs: &dyn Fs, dir: &std::path::Path) -> Result<(), Failure> {
     let looked = crate::sink::look_at_dir(fs, dir);
-    looked.map(drop).map_err(|error| Failure::configuration(format!("data_dir: {error}")))
+    looked.map(drop).map_err(|error| {
+        let failure = start_failure(error);
+        Failure { message: format!("data_dir: {}", failure.message), ..failure }
+    })
 }
 
 fn cannot_start(source: &str, error: crate::source::SourceError) -> Failure {

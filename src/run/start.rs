@@ -9,7 +9,7 @@ use crate::crew::{Part, Working};
 use crate::dataflow::Logic;
 use crate::dead_lane::{self, DeadLane};
 use crate::dead_letters::{self, DeadLetters, Position as DeadPosition};
-use crate::epoch_log::{Durability, EpochLog, FOR_EVER, Header, LOG_VERSION};
+use crate::epoch_log::{Durability, EpochLog, Header, LOG_VERSION};
 use crate::error::Failure;
 use crate::outage::what;
 use crate::plan::Plan;
@@ -21,7 +21,12 @@ use crate::shed::{Retrying, ShedStore};
 use crate::sink::{LaneContext, Lanes, MadeAgain};
 use crate::terms::Fence;
 use crossbeam_channel::unbounded;
+use operators::Epoch;
 use operators::keyed::Cuts;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -107,44 +112,28 @@ impl Stretch {
                 .cloned()
                 .collect::<Vec<_>>()
         };
-        let mut dead_state = None;
-        for lane in lanes_of(dead_lane::NAME) {
-            let lane: dead_lane::State =
-                serde_json::from_value(lane).map_err(|e| Failure::state(format!("checkpoint: dead letters: {e}")))?;
-            if lane.process == self.process {
-                dead_state = Some(lane);
-            } else if self.process == 0 && lane.process >= self.processes {
-                // What a process that is no more wrote after the cut is written again, by others.
-                let dir = self.layout.data.join("dead-letters");
-                dead_letters::cut_back(&*fs, &dir, lane.process, lane.position)
-                    .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context("dead letters")))?;
-            }
-        }
-        let first_checkpoint = restored.as_ref().is_some_and(|r| r.manifest.cut == 0);
         let fence = run.options.replay_into.is_none();
         let fence = fence.then(|| Fence::new(fs.clone(), self.layout.logs.clone(), plan.lane_term));
-        let store = DeadLetters::open(
-            fs.clone(),
-            &self.layout.data.join("dead-letters"),
-            self.process,
-            // Checkpoint 0 holds no lanes: what was written after it is written again.
-            dead_state.map(|s| s.position).or_else(|| first_checkpoint.then(DeadPosition::default)),
-            world.metrics.clone(),
-        )
-        .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context("dead letters")))?
-        .fenced(fence.clone());
+        if let Some(fence) = &fence {
+            // What follows takes away what is to be made again: nothing that belongs to a newer run.
+            fence.check().map_err(|e| Failure::of_state(&e))?;
+        }
+        let damaged = restored.as_ref().map(|r| checkpoint::newer(&*fs, &self.layout.checkpoints, r.name()));
+        let made_again = MadeAgain {
+            from: plan.script.first().map_or(Epoch::MAX, |(epoch, _)| *epoch),
+            damaged: damaged.transpose().map_err(|e| Failure::of_state(&e))?.unwrap_or_default(),
+        };
+        let dead_dir = self.layout.data.join("dead-letters");
+        let dead_position = self.cut_back_dead_letters(&dead_dir, &lanes_of(dead_lane::NAME), made_again.from)?;
+        let store = DeadLetters::open(fs.clone(), &dead_dir, self.process, dead_position, world.metrics.clone())
+            .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context("dead letters")))?
+            .fenced(fence.clone());
         let (dead_lane, dead) =
             DeadLane::new(store, (self.process, self.workers), &streams, pieces.clone(), shared.clone());
         let dead_lane = self.take_up("dead letters", dead_lane)?;
 
         let others: Result<Vec<crate::sink::LaneState>, _> =
             lanes_of("").into_iter().map(serde_json::from_value).collect();
-        let (name, cut) = restored.as_ref().map_or((None, 0), |r| (Some(r.name()), r.manifest.cut));
-        let damaged = name.map(|name| checkpoint::newer(&*fs, &self.layout.checkpoints, name)).transpose();
-        let made_again = MadeAgain {
-            from: plan.script.first().map_or(if cut == FOR_EVER { 0 } else { cut }, |(epoch, _)| *epoch),
-            damaged: damaged.map_err(|e| Failure::of_state(&e))?.unwrap_or_default(),
-        };
         let inventory = self.pure.inventory.clone();
         let shed = ShedStore::new(fs.clone(), self.layout.data.join("shed"), &world.disk);
         let sheds = self.sinks.values().any(|sink| sink.lane().when_full == WhenFull::DeadLetter);
@@ -156,6 +145,7 @@ impl Stretch {
             term: plan.lane_term,
             written: plan.sent_through.unwrap_or(0),
             made_again,
+            fence: fence.clone(),
             memory: run.config.divided().lanes,
             keep: run.config.checkpoint.keep as usize,
             process: self.process,
@@ -241,6 +231,43 @@ impl Stretch {
             clients,
             cuts,
         }))
+    }
+
+    /// Takes away the dead letters that are written again: those after the checkpoint's position, or where it knows no
+    /// position, those of epochs that are made again. Process 0 does it also for processes that are no more, whose records
+    /// others have now. Says where this process goes on.
+    fn cut_back_dead_letters(
+        &self,
+        dir: &Path,
+        lanes: &[serde_json::Value],
+        from: Epoch,
+    ) -> Result<Option<DeadPosition>, Failure> {
+        let fs = &*self.world.run.fs;
+        let cannot = |e: io::Error| Failure::of_state(&anyhow::Error::from(e).context("dead letters"));
+        let mut positions = BTreeMap::new();
+        for lane in lanes {
+            let lane = dead_lane::State::deserialize(lane)
+                .map_err(|e| Failure::state(format!("checkpoint: dead letters: {e}")))?;
+            positions.insert(lane.process, lane.position);
+        }
+        let mut mine = None;
+        for process in dead_letters::processes(fs, dir).map_err(cannot)? {
+            let gone = self.process == 0 && process >= self.processes;
+            if process != self.process && !gone {
+                continue;
+            }
+            let position = match positions.get(&process) {
+                Some(position) => Some(*position),
+                None => dead_letters::end_below(fs, dir, process, from).map_err(cannot)?,
+            };
+            if process == self.process {
+                mine = position;
+            } else if let Some(position) = position {
+                dead_letters::cut_back(fs, dir, process, position).map_err(cannot)?;
+            }
+        }
+        // A store without files may still have had a position.
+        Ok(mine.or(positions.get(&self.process).copied()))
     }
 
     /// Has a part worked on.

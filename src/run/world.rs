@@ -14,6 +14,7 @@ use crate::panics;
 use crate::plan::{self, Layout, Plan};
 use crate::seam::{make_dir, replace};
 use crate::server::readiness::Readiness;
+use crate::sink::StartError;
 use crate::source::origin::Origin;
 use crate::source::replay::Line;
 use crate::terms;
@@ -60,7 +61,8 @@ impl World {
             }
         });
         written.map_err(|e| {
-            Failure::configuration(format!("data_dir: {}: {e}; choose a folder this user may write to", path.display()))
+            let what = format!("data_dir: {}: {e}; choose a folder this user may write to", path.display());
+            start_failure(StartError::of_disk(what, &e))
         })?;
         Ok(hash)
     }
@@ -236,6 +238,7 @@ impl World {
         let same = terms.iter().take_while(|t| t.header.config == config).count();
         terms.truncate(same);
         let streams = pure.streams();
+        let carried = past.restored.as_ref().map_or_else(Vec::new, |r| plan::unknown_positions(r, &streams));
         let term = terms.last().map_or(0, |t| t.term);
         let positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
         let script = plan::script(&terms, &streams)?;
@@ -246,7 +249,7 @@ impl World {
             log_ends: terms.last().map_or_else(Vec::new, |log| log.ends.iter().map(|(p, end)| (*p, *end)).collect()),
             sent_through: past.sent_through,
             set_aside,
-            carried: Vec::new(),
+            carried,
             config: config.to_owned(),
             checkpoint: past.restored.map(|r| r.dir),
             streams,

@@ -9,6 +9,7 @@ use crate::crew::{Crew, Part, Working, await_seen};
 use crate::metrics::Metrics;
 use crate::outage::{Disk, what};
 use crate::seam::{Clock, Fs, make_dir};
+use crate::terms::Fence;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,8 @@ pub struct LaneContext {
     pub metrics: Arc<Metrics>,
     /// How the disk of the data directory is doing.
     pub disk: Arc<Disk>,
+    /// Whether this run may still write; none where nobody else can have begun.
+    pub fence: Option<Fence>,
     /// Who works on lanes.
     pub crew: Arc<dyn Crew>,
     /// Where each lane hands its state at each cut.
@@ -192,10 +195,8 @@ impl Lanes {
         runtime: &Handle,
     ) -> Result<Self, StartError> {
         make_dir(&*ctx.fs, &ctx.dir).map_err(|error| {
-            StartError::Io(format!(
-                "{}: {error}; give data_dir a folder that this user may write to",
-                ctx.dir.display()
-            ))
+            let what = format!("{}: {error}; give data_dir a folder that this user may write to", ctx.dir.display());
+            StartError::of_disk(what, &error)
         })?;
         // Those of a process that is no more go to process 0.
         let owner = |process: usize| if process < ctx.processes { process } else { 0 };
@@ -215,7 +216,7 @@ impl Lanes {
             }
             let length = opening.restored(JOURNAL).iter().filter_map(|state| state.length).max().unwrap_or(0);
             let (path, outage) = (ctx.dir.with_file_name("journal.jsonl"), ctx.disk.outage(what::JOURNAL));
-            let journal = Journal::new(Arc::clone(&ctx.fs), path, length, outage);
+            let journal = Journal::new(Arc::clone(&ctx.fs), path, length, outage).fenced(ctx.fence.clone());
             opening.alerts(JOURNAL, JOURNAL_LANE, journal)?;
             names.push(JOURNAL.to_owned());
         }
@@ -412,9 +413,10 @@ impl Opening<'_> {
         };
         let restored = self.restored(name);
         let lane = Lane::new(settings, Arc::clone(&ctx.fs), &restored).map_err(|error| match error {
-            SegmentError::Io(error) => StartError::Corrupt(format!(
-                "sinks.{name}: a segment file that the checkpoint lists cannot be read: {error}; an older checkpoint may be whole"
-            )),
+            SegmentError::Io(error) => StartError::of_disk(
+                format!("sinks.{name}: a segment file that the checkpoint lists cannot be read: {error}"),
+                &error,
+            ),
             damaged => StartError::Corrupt(format!(
                 "sinks.{name}: a segment file that the checkpoint lists is {damaged}; an older checkpoint may be whole"
             )),

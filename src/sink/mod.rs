@@ -128,6 +128,21 @@ pub enum StartError {
     Corrupt(String),
 }
 
+impl StartError {
+    /// What the disk says: some of it is about the path or our rights, for people to mend; the rest may pass.
+    pub fn of_disk(what: String, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{
+            AlreadyExists, IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+        };
+        match error.kind() {
+            AlreadyExists | IsADirectory | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem => {
+                Self::Io(what)
+            }
+            _ => Self::Unreachable(what),
+        }
+    }
+}
+
 /// What a destination that is part of the checkpoint has made durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
@@ -152,18 +167,18 @@ pub struct FileRef {
 /// they are damaged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MadeAgain {
-    /// The first epoch that is made again.
+    /// The first epoch that is made again; `Epoch::MAX` where none is.
     pub from: Epoch,
     /// The damaged checkpoints: (the term that wrote it, its cut).
     pub damaged: Vec<(u64, Epoch)>,
 }
 
 impl MadeAgain {
-    /// Whether a file is meant that a term finished for a cut. Such a file may have been shown by a later cut, because
-    /// its own was never completed; and in an archive that is older than the data directory, numbers of terms repeat, but
-    /// epochs, being times, do not.
-    pub fn covers(&self, term: u64, cut: Epoch) -> bool {
-        cut > self.from && self.damaged.iter().any(|(writer, through)| *writer == term && cut <= *through)
+    /// Whether a file of a term is meant whose rows are all of epochs below one. It may have been shown by a later cut than
+    /// its own, because that was never completed. In an archive that is older than the data directory numbers of terms
+    /// repeat, but epochs, being times, do not.
+    pub fn covers(&self, term: u64, below: Epoch) -> bool {
+        below > self.from && self.damaged.iter().any(|(writer, through)| *writer == term && below <= *through)
     }
 }
 

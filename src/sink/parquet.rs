@@ -1,7 +1,8 @@
 //! Readings to Parquet files: exactly once, complete files only.
 //!
 //! Part of the checkpoint. Rows are written to a file whose name begins with a dot; at a cut it is closed, synced and
-//! listed in the lane's state; once that checkpoint is durable it gets its name, `readings-TERM-PROCESS-CUT-SEQ.parquet`.
+//! listed in the lane's state; once that checkpoint is durable it gets its name, `readings-TERM-PROCESS-BELOW-SEQ.parquet`:
+//! all of its rows are of epochs below that one.
 //! So no reader sees a row that could vanish. A restart names what the checkpoint lists, and removes what it does not.
 
 mod columns;
@@ -30,6 +31,8 @@ pub struct ParquetArchive {
     made_again: MadeAgain,
     ready: bool,
     sequence: u64,
+    /// The newest epoch of which rows came.
+    newest: Epoch,
     columns: Columns,
     open: Option<OpenFile>,
     /// Finished since the last cut; not renamed to their cut yet.
@@ -53,6 +56,7 @@ impl ParquetArchive {
             made_again: MadeAgain::default(),
             ready: false,
             sequence: 0,
+            newest: 0,
             columns: Columns::default(),
             open: None,
             finished: Vec::new(),
@@ -99,19 +103,13 @@ impl ParquetArchive {
         }
         for path in self.fs.list(&dir).map_err(io)? {
             let Some(name) = path.file_name().and_then(|name| name.to_str()).and_then(Name::parse) else { continue };
-            let state = self.restored.iter().find(|state| state.process == name.process);
-            let mine = name.process == self.process
-                || state.is_some()
-                || (self.process == 0 && name.process >= self.processes);
+            let mine = name.process == self.process || (self.process == 0 && name.process >= self.processes);
             if !mine || name.term >= self.term {
                 continue;
             }
-            let made_again = |cut| self.made_again.covers(name.term, cut);
             if name.hidden {
                 self.fs.remove(&path).map_err(io)?;
-            } else if state.is_some_and(|s| (name.term, name.cut) > (s.term, Some(s.cut)))
-                || name.cut.is_some_and(made_again)
-            {
+            } else if name.below.is_some_and(|below| self.made_again.covers(name.term, below)) {
                 // An older checkpoint was restored than the one that showed this file: replay makes its rows again.
                 let aside = dir.join(files::aside(&path));
                 tracing::warn!(file = %path.display(), "archive file is newer than the checkpoint restored; set aside");
@@ -177,6 +175,7 @@ impl Sink for ParquetArchive {
             if self.columns.other_streams(&rows.batch.streams) {
                 self.gather().map_err(|error| self.failed(&error))?;
             }
+            self.newest = self.newest.max(rows.epoch());
             let taken = self.columns.push(rows);
             entries += taken;
             unnamed += rows.batch.rows.len() as u64 - taken;
@@ -188,7 +187,7 @@ impl Sink for ParquetArchive {
     async fn take_cut(&mut self, cut: Epoch) -> Result<Held, SinkError> {
         self.gather().map_err(|error| self.failed(&error))?;
         self.finished.extend(self.open.take());
-        let mut seq = 0;
+        let (mut seq, below) = (0, cut.min(self.newest + 1));
         while let Some(file) = self.finished.first_mut() {
             let sound = if file.doubtful() {
                 self.sequence += 1;
@@ -197,7 +196,7 @@ impl Sink for ParquetArchive {
                 Ok(())
             };
             let finished = sound.and_then(|()| file.finish()).and_then(|()| {
-                let name = files::free_name(&*self.fs, &self.dir, (self.term, self.process, cut), &mut seq);
+                let name = files::free_name(&*self.fs, &self.dir, (self.term, self.process, below), &mut seq);
                 self.fs.rename(file.path(), &self.dir.join(files::hidden(&name)))?;
                 Ok(FileRef { name, length: file.length(), rows: file.rows() })
             });
@@ -239,7 +238,7 @@ fn start_error(dir: &Path, error: &io::Error) -> StartError {
         NotADirectory | io::ErrorKind::AlreadyExists => "; give a directory, or a path where one can be made",
         _ => "",
     };
-    StartError::Io(format!("{}: cannot write here: {error}{help}", dir.display()))
+    StartError::of_disk(format!("{}: cannot write here: {error}{help}", dir.display()), error)
 }
 
 /// What `check` shows: whether the directory, or the nearest one above it that is there, can be written to.

@@ -5,7 +5,7 @@
 use crate::plant::{Plant, RULES, keyed_rules};
 use crate::program::{free_port, journal};
 use crate::running::Running;
-use crate::same::{same_archive, same_journal, same_stream};
+use crate::same::{same_archive, same_dead_letters, same_journal, same_stream};
 use crate::servers::{Kafka, Redis};
 use crate::tested::{from_environment, tested};
 use std::time::Duration;
@@ -71,6 +71,7 @@ fn one_epoch_log_makes_one_journal_whoever_wrote_it_and_whoever_reads_it() {
     let seen = plant.equals_oracle();
     same_stream(&redis, &seen.journal);
     same_archive(&plant.lake(), &seen.expected.archive);
+    same_dead_letters(&plant.config().display().to_string(), &seen.expected, &seen.records);
     seen.is_something(200);
     for (workers, _) in SHAPES.iter().filter(|(_, processes)| *processes == 1) {
         let again = plant.folder().join(format!("again-{workers}"));

@@ -24,8 +24,8 @@ const GROUP_ROWS: usize = 128 * 1024;
 pub(super) struct Name {
     pub term: u64,
     pub process: usize,
-    /// None while it is open.
-    pub cut: Option<Epoch>,
+    /// All of its rows are of epochs below this one; none while it is open.
+    pub below: Option<Epoch>,
     pub hidden: bool,
 }
 
@@ -36,7 +36,7 @@ impl Name {
             let mut parts = open.splitn(3, '-');
             let (term, process) = (number(parts.next()?)?, number(parts.next()?)? as usize);
             number(parts.next()?)?;
-            return Some(Self { term, process, cut: None, hidden: true });
+            return Some(Self { term, process, below: None, hidden: true });
         }
         let (shown, hidden) = match name.strip_prefix('.') {
             Some(rest) => (rest.strip_suffix(".tmp")?, true),
@@ -44,12 +44,9 @@ impl Name {
         };
         let mut parts = shown.strip_prefix("readings-")?.strip_suffix(".parquet")?.splitn(4, '-');
         let (term, process) = (number(parts.next()?)?, number(parts.next()?)? as usize);
-        let cut = match parts.next()? {
-            "end" => Epoch::MAX,
-            cut => number(cut)?,
-        };
+        let below = number(parts.next()?)?;
         number(parts.next()?)?;
-        Some(Self { term, process, cut: Some(cut), hidden })
+        Some(Self { term, process, below: Some(below), hidden })
     }
 }
 
@@ -59,10 +56,9 @@ pub(super) fn open_name(term: u64, process: usize, sequence: u64) -> String {
 }
 
 /// A name that neither a hidden nor a shown file has; `seq` goes on counting from it.
-pub(super) fn free_name(fs: &dyn Fs, dir: &Path, (term, process, cut): (u64, usize, Epoch), seq: &mut u64) -> String {
-    let cut = if cut == Epoch::MAX { "end".to_owned() } else { cut.to_string() };
+pub(super) fn free_name(fs: &dyn Fs, dir: &Path, (term, process, below): (u64, usize, Epoch), seq: &mut u64) -> String {
     loop {
-        let name = format!("readings-{term}-{process}-{cut}-{seq}.parquet");
+        let name = format!("readings-{term}-{process}-{below}-{seq}.parquet");
         *seq += 1;
         if !fs.exists(&dir.join(&name)) && !fs.exists(&dir.join(hidden(&name))) {
             return name;
@@ -326,12 +322,11 @@ mod tests {
 
     #[test]
     fn names_are_taken_apart_as_they_were_made() {
-        let shown = |term, process, cut| Some(Name { term, process, cut: Some(cut), hidden: false });
+        let shown = |term, process, below| Some(Name { term, process, below: Some(below), hidden: false });
         assert_eq!(Name::parse("readings-3-1-1700000000000-0.parquet"), shown(3, 1, 1_700_000_000_000));
-        assert_eq!(Name::parse("readings-3-1-end-12.parquet"), shown(3, 1, Epoch::MAX));
-        let hidden_name = hidden("readings-3-1-end-12.parquet");
-        assert_eq!(Name::parse(&hidden_name), Some(Name { hidden: true, ..shown(3, 1, Epoch::MAX).unwrap() }));
-        let open = Some(Name { term: 7, process: 0, cut: None, hidden: true });
+        let hidden_name = hidden("readings-3-1-17-12.parquet");
+        assert_eq!(Name::parse(&hidden_name), Some(Name { hidden: true, ..shown(3, 1, 17).unwrap() }));
+        let open = Some(Name { term: 7, process: 0, below: None, hidden: true });
         assert_eq!(Name::parse(&open_name(7, 0, 9)), open);
         for foreign in
             ["a.parquet", "readings-x-1-2-3.parquet", "readings-1-2-3.parquet", ".tmp", "readings-1-2-3-4.csv"]
