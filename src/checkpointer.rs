@@ -247,7 +247,14 @@ impl Settings {
     fn manifest(&self, cut: Epoch) -> Result<bool> {
         let (process, processes, peers) = self.cluster;
         if process > 0 {
-            return Ok(checkpoint::is_complete(&*self.fs, &self.name(cut).dir(&self.dir)) && self.newest_term()?);
+            let at = self.name(cut).dir(&self.dir);
+            let there = checkpoint::is_complete(&*self.fs, &at) && self.newest_term()?;
+            if there {
+                // It can be seen before process 0 has made its name durable; what follows shows files on its account.
+                self.fs.sync_dir(&at)?;
+                self.fs.sync_dir(&self.dir)?;
+            }
+            return Ok(there);
         }
         let there = checkpoint::all_written(&*self.fs, &self.dir, self.name(cut), processes);
         if there {
@@ -300,11 +307,20 @@ impl Settings {
                 Some(ran) => *ran,
                 None => {
                     let known = Known { ends: history.ends(term), marks: Vec::new() };
-                    let log = epoch_log::read_term(&*self.fs, logs, term, &known)?;
-                    log.map(|log| log.newest - log.oldest)
+                    match epoch_log::read_term(&*self.fs, logs, term, &known) {
+                        Ok(log) => {
+                            let ran = log.map(|log| log.newest - log.oldest);
+                            ran_of.insert(term, ran);
+                            ran
+                        }
+                        Err(error) => {
+                            // Perhaps what a crash left of a removal. How old it is, those after it say.
+                            tracing::warn!(term, error = %format!("{error:#}"), "old epoch log cannot be read");
+                            Some(0)
+                        }
+                    }
                 }
             };
-            ran_of.insert(term, ran);
             // A term that logged nothing has no age; its folder says that it was.
             let Some(ran) = ran else { continue };
             if term < oldest_kept && since_ms > self.retention_ms {
