@@ -45,7 +45,10 @@ pub struct Lane<T> {
     failures: u32,
     /// Since when the destination has been away.
     down_since: Option<u64>,
-    /// When the destination last answered.
+    /// When the destination was last asked for something.
+    asked: u64,
+    /// When it was asked for what it last answered. The answer itself may have lain in a socket while we slept, and the
+    /// destination died.
     contact: u64,
     /// Up to where the destination has everything.
     position: Option<Position>,
@@ -90,6 +93,7 @@ impl<T: Item> Lane<T> {
             connected_before: false,
             failures: 0,
             down_since: None,
+            asked: 0,
             contact: 0,
             position: restored.iter().filter_map(|state| state.acknowledged).max(),
             named: None,
@@ -286,7 +290,7 @@ impl<T: Item> Lane<T> {
     }
 
     fn alive(&mut self, now: u64) {
-        self.contact = now;
+        self.contact = self.asked;
         self.link = Link::Idle;
         self.failures = 0;
         if let Some(since) = self.down_since.take() {
@@ -310,7 +314,7 @@ impl<T: Item> Lane<T> {
             self.alive(now);
         } else {
             // A server that lets us in and then takes nothing is still away: the write that follows decides.
-            self.contact = now;
+            self.contact = self.asked;
             self.link = Link::Idle;
         }
         if position < self.position && position.is_some() {
@@ -419,6 +423,7 @@ impl<T: Item> Lane<T> {
         {
             self.retries += 1;
             self.link = Link::Connecting;
+            self.asked = now;
             actions.push(Action::Connect);
         }
         if self.link == Link::Idle {
@@ -440,6 +445,7 @@ impl<T: Item> Lane<T> {
             if let Some(cut) = self.commit_due {
                 // Due until it is done: after a failure it is asked for again.
                 self.link = Link::Committing(cut);
+                self.asked = now;
                 actions.push(Action::Commit(cut));
                 return;
             }
@@ -480,9 +486,11 @@ impl<T: Item> Lane<T> {
             self.named = None;
             self.flying = batch.len();
             self.link = Link::Writing;
+            self.asked = now;
             actions.push(Action::Write(batch));
         } else if !self.done.items.is_empty() && now >= self.contact + self.settings.traits.forgets_us {
             self.link = Link::Probing;
+            self.asked = now;
             actions.push(Action::Probe);
         }
     }

@@ -9,7 +9,6 @@ use crate::same::{same_journal, same_stream, what_must_be};
 use crate::servers::{Kafka, Redis};
 use crate::tested::{from_environment, tested};
 use nix::sched::{CloneFlags, setns};
-use serde_json::Value;
 use std::fs::File;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;

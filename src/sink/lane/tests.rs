@@ -563,6 +563,24 @@ fn what_was_acknowledged_is_kept_until_the_destination_cannot_forget_it() {
 }
 
 #[test]
+fn an_answer_that_lay_in_the_socket_while_we_slept_says_nothing_about_now() {
+    let mut small = Small::new(Kind::Stream, |_| ());
+    small.step(0, Event::Push(note(1)));
+    small.step(1_000_000, Event::Done);
+    small.step(1_100_000, Event::Push(note(2)));
+    // The second was answered at once, and then the destination died with its last second; we slept for five.
+    small.step(6_100_000, Event::Done);
+    let actions = small.step(6_100_000, Event::Cut(0, 3));
+    let [.., Action::Report(state)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(state.segments.iter().map(|segment| segment.frames).sum::<u32>(), 2, "{state:?}");
+    // It answers what we asked two seconds after the first was taken: now that is certain.
+    small.step(6_200_000, Event::Done);
+    let actions = small.step(6_300_000, Event::Cut(0, 4));
+    let [.., Action::Report(state)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(state.segments.iter().map(|segment| segment.frames).sum::<u32>(), 1, "{state:?}");
+}
+
+#[test]
 fn back_off_grows_to_its_limit_and_a_refusal_is_not_repeated() {
     let mut small = Small::new(Kind::Topic, |_| ());
     small.step(0, Event::Push(note(1)));
