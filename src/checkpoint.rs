@@ -392,10 +392,14 @@ pub struct Expected {
 }
 
 /// Gathers the pieces of cuts; a state machine without threads or files.
+///
+/// One that waits for a lane holds the state of the whole process, and a lane may be away for days. So only two are
+/// held: the oldest, which the lane names first when it is back, and the newest, at which all processes meet again. Of
+/// those in between is counted only what has come.
 pub struct Gathering {
     expected: Expected,
-    /// How many have come, and what there is in them.
-    open: BTreeMap<Epoch, (usize, Vec<Piece>)>,
+    /// How many have come, and what there is in them; none where it was let go.
+    open: BTreeMap<Epoch, (usize, Option<Vec<Piece>>)>,
 }
 
 impl Gathering {
@@ -403,18 +407,27 @@ impl Gathering {
     pub fn new(expected: Expected) -> Self {
         Self { expected, open: BTreeMap::new() }
     }
-    /// Adds a piece; a cut that is complete with it is handed over, and what is older is dropped.
+    /// Adds a piece; a cut that is complete with it is handed over, if it was held, and what is older is dropped.
     pub fn add(&mut self, cut: Epoch, piece: Piece) -> Option<Vec<Piece>> {
-        let (count, pieces) = self.open.entry(cut).or_default();
+        if self.open.last_key_value().is_none_or(|(newest, _)| *newest < cut) {
+            let held = self.open.values_mut().map(|(_, pieces)| pieces).filter(|pieces| pieces.is_some());
+            held.skip(1).for_each(|pieces| *pieces = None);
+            self.open.insert(cut, (0, Some(Vec::new())));
+        }
+        // Everybody names cuts in order: one that is not there was skipped by whoever came with a newer one first.
+        let (count, pieces) = self.open.get_mut(&cut)?;
         *count += usize::from(!matches!(piece, Piece::State { last: false, .. }));
-        pieces.push(piece);
+        if let Some(pieces) = pieces {
+            pieces.push(piece);
+        }
         if *count < self.expected.pieces {
             return None;
         }
-        let complete = self.open.remove(&cut);
-        // A worker that passed several multiples at once skipped the older: those will never be complete.
+        let (_, complete) = self.open.remove(&cut)?;
+        // A worker that passed several multiples at once skipped the older: those will never be complete, and must not
+        // be held as the oldest.
         self.open.retain(|other, _| *other > cut);
-        complete.map(|(_, pieces)| pieces)
+        complete
     }
 }
 
@@ -645,6 +658,66 @@ mod tests {
         assert!(gathering.add(60, piece()).is_none());
         assert_eq!(gathering.add(60, piece()).map(|p| p.len()), Some(2));
         assert!(gathering.open.is_empty());
+    }
+
+    impl Gathering {
+        /// The cuts whose state is in memory.
+        fn held(&self) -> Vec<Epoch> {
+            self.open.iter().filter(|(_, (_, pieces))| pieces.is_some()).map(|(cut, _)| *cut).collect()
+        }
+    }
+
+    fn state() -> Piece {
+        Piece::state("judge", GroupStates::from([(7, vec![0; 1000])]))
+    }
+
+    fn lane() -> Piece {
+        Piece::Lane(serde_json::Value::Null)
+    }
+
+    #[test]
+    fn while_a_lane_takes_no_cut_the_state_of_two_is_held_and_both_complete_when_it_is_back() {
+        let mut gathering = Gathering::new(Expected { pieces: 2 });
+        for cut in 1..=1000 {
+            assert!(gathering.add(cut, state()).is_none());
+            assert_eq!(gathering.held(), if cut == 1 { vec![1] } else { vec![1, cut] });
+        }
+        // It names all of them, one by one.
+        let complete: Vec<Epoch> = (1..=1000).filter(|cut| gathering.add(*cut, lane()).is_some()).collect();
+        assert_eq!(complete, [1, 1000]);
+        assert!(gathering.open.is_empty());
+        assert!(gathering.add(1001, state()).is_none());
+        assert_eq!(gathering.add(1001, lane()).map(|pieces| pieces.len()), Some(2), "from here on all is as usual");
+    }
+
+    #[test]
+    fn a_lane_that_comes_back_with_the_newest_cut_only_completes_it() {
+        let mut gathering = Gathering::new(Expected { pieces: 2 });
+        assert!((1..=9).all(|cut| gathering.add(cut, state()).is_none()));
+        assert!(gathering.add(9, lane()).is_some());
+        assert!(gathering.open.is_empty());
+    }
+
+    #[test]
+    fn cuts_that_take_longer_than_their_interval_complete_though_the_oldest_was_skipped() {
+        let mut gathering = Gathering::new(Expected { pieces: 2 });
+        // The lane never names the first; the others it names when two more have begun.
+        assert!(gathering.add(1, state()).is_none());
+        let complete = (2..=21).filter(|&cut| {
+            let nothing = gathering.add(cut, state()).is_none();
+            assert!(nothing && gathering.held().len() <= 2);
+            cut > 3 && gathering.add(cut - 2, lane()).is_some()
+        });
+        assert!(complete.count() > 5);
+    }
+
+    #[test]
+    fn pieces_of_a_cut_that_somebody_skipped_are_not_held() {
+        let mut gathering = Gathering::new(Expected { pieces: 2 });
+        assert!(gathering.add(60, state()).is_none());
+        assert!(gathering.add(30, state()).is_none());
+        assert_eq!(gathering.held(), [60]);
+        assert!(gathering.add(60, lane()).is_some());
     }
 
     #[test]

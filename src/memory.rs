@@ -9,7 +9,8 @@
 //! | 1/16 | records that a replay has read before their turn |
 //! | 1/16 | rows that are being made into files and requests |
 //!
-//! State is not among it: it follows from series, identities and windows, and is bounded by `limits` and `dedup.window`.
+//! State is not among it: it follows from series, identities and windows, and is bounded by `limits` and `dedup.window`. A
+//! checkpoint needs it once more, as it is written; twice for as long as a lane takes no cut (`checkpoint::Gathering`).
 
 /// What the program takes before anything is on its way.
 const ITSELF: u64 = 64 << 20;

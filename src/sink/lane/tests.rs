@@ -619,6 +619,34 @@ fn a_destination_that_lets_us_in_and_takes_nothing_stays_away() {
 
 #[test]
 fn giving_up_at_the_end_keeps_what_is_left_for_the_next_start() {
+#[test]
+fn an_archive_that_comes_back_names_all_cuts_the_oldest_first() {
+    let mut small = Small::new(Kind::Files, |_| ());
+    small.step(0, Event::Push(note(1)));
+    assert!(small.step(0, Event::Failed(SinkError::Unavailable("full".into()))).is_empty());
+    let cuts = [10, 20, 30, 40];
+    for cut in cuts {
+        small.step(0, Event::Push(note(cut - 1)));
+        assert!(small.step(0, Event::Cut(0, cut)).is_empty(), "it waits");
+    }
+    let mut actions = small.step(small.lane.wake_at().unwrap(), Event::Tick);
+    let mut named = Vec::new();
+    while !actions.is_empty() {
+        let event = match actions.remove(0) {
+            Action::Connect => Event::Connected(None),
+            Action::Write(_) => Event::Done,
+            Action::TakeCut(cut) => Event::CutTaken(cut, Held::default()),
+            Action::Report(state) => {
+                named.push(state.cut);
+                continue;
+            }
+            other => panic!("{other:?}"),
+        };
+        actions.extend(small.step(1_000_000, event));
+    }
+    assert_eq!(named, cuts);
+}
+
     let mut small = Small::new(Kind::Topic, |_| ());
     small.step(0, Event::Push(note(1)));
     small.step(0, Event::Failed(SinkError::Unavailable("away".into())));
