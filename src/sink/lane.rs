@@ -26,7 +26,7 @@ use crate::seam::Fs;
 use operators::Epoch;
 pub use parts::{Action, Event, Figures, Settings};
 use parts::{Kept, Link, Queue, Spilled, Waiting};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use tracing::{error, info, warn};
 
@@ -73,8 +73,8 @@ pub struct Lane<T> {
     commit_due: Option<Epoch>,
     kept: VecDeque<Kept>,
     commits: usize,
-    /// Segments of processes that are no more.
-    inherited: Vec<String>,
+    /// The segments that it was handed, of processes that are no more among them.
+    restored: BTreeSet<String>,
     sequence: u64,
     ended: Vec<bool>,
     gave_up: bool,
@@ -114,7 +114,7 @@ impl<T: Item> Lane<T> {
             commit_due: None,
             kept: VecDeque::new(),
             commits: 0,
-            inherited: Vec::new(),
+            restored: BTreeSet::new(),
             sequence: 0,
             ended: vec![false; settings.workers],
             gave_up: false,
@@ -138,9 +138,7 @@ impl<T: Item> Lane<T> {
                 });
             }
             let names: Vec<String> = state.segments.iter().map(|s| s.name.clone()).collect();
-            if state.process != lane.settings.process {
-                lane.inherited.extend_from_slice(&names);
-            }
+            lane.restored.extend(names.iter().cloned());
             lane.kept.push_back(Kept { cut: state.cut, names, committed: true });
         }
         Ok(lane)

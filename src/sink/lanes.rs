@@ -11,7 +11,7 @@ use crate::outage::{Disk, what};
 use crate::seam::{Clock, Fs, make_dir};
 use crate::terms::Fence;
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -198,14 +198,20 @@ impl Lanes {
             let what = format!("{}: {error}; give data_dir a folder that this user may write to", ctx.dir.display());
             StartError::of_disk(what, &error)
         })?;
-        // Those of a process that is no more go to process 0.
-        let owner = |process: usize| if process < ctx.processes { process } else { 0 };
-        let mine: Vec<LaneState> = restored.into_iter().filter(|s| owner(s.process) == ctx.process).collect();
+        let (mine, elsewhere) = divided(restored, ctx.process, ctx.processes);
         let (drained_sender, drained) = crossbeam_channel::unbounded();
         let hub = Hub { names: (0..ctx.workers).map(|_| Arc::default()).collect(), ..Hub::default() };
         let share = Share::new(sinks, &ctx);
-        let mut opening =
-            Opening { ctx: &ctx, mine: &mine, runtime, drained: drained_sender, hub, share, starts: Vec::new() };
+        let mut opening = Opening {
+            ctx: &ctx,
+            mine: &mine,
+            elsewhere: Arc::new(elsewhere),
+            runtime,
+            drained: drained_sender,
+            hub,
+            share,
+            starts: Vec::new(),
+        };
         let mut names = Vec::new();
 
         if ctx.process == 0 {
@@ -310,10 +316,23 @@ impl Drop for Lanes {
     }
 }
 
+/// The lane states that are a process' own, and the segments that those of the others list. Those of a process that is no
+/// more go to process 0, which lists its segments under the names that they have.
+pub(super) fn divided(
+    restored: Vec<LaneState>,
+    process: usize,
+    processes: usize,
+) -> (Vec<LaneState>, BTreeSet<String>) {
+    let owner = |state: &LaneState| if state.process < processes { state.process } else { 0 };
+    let (mine, others): (Vec<_>, Vec<_>) = restored.into_iter().partition(|state| owner(state) == process);
+    (mine, others.into_iter().flat_map(|state| state.segments).map(|segment| segment.name).collect())
+}
+
 /// The lanes of a process that is starting.
 pub struct Opening<'a> {
     ctx: &'a LaneContext,
     mine: &'a [LaneState],
+    elsewhere: Arc<BTreeSet<String>>,
     runtime: &'a Handle,
     drained: Sender<(String, u64)>,
     hub: Hub,
@@ -407,6 +426,7 @@ impl Opening<'_> {
             when_full: settings.when_full,
             traits: sink.traits(),
             dir: ctx.dir.clone(),
+            elsewhere: Arc::clone(&self.elsewhere),
             written: ctx.written,
             // One seed per lane, the same in the same run: back-off is all it serves.
             seed: ctx.term ^ (ctx.process as u64) << 32 ^ u64::from(crc32fast::hash(name.as_bytes())),

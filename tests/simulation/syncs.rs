@@ -254,6 +254,7 @@ fn segments_that_a_checkpoint_lists_outlive_a_failed_sync_and_the_power() {
             when_full: WhenFull::Pause,
             traits: Traits { in_checkpoint: false, forgets_us: 0, batch_entries: 10, batch_bytes: 1 << 20 },
             dir: "/lanes".into(),
+            elsewhere: Arc::default(),
             written: 0,
             seed: 1,
         };

@@ -160,21 +160,31 @@ impl<T: Item> Lane<T> {
         }
     }
 
-    /// Removes this lane's segments that no checkpoint refers to, of this run and of those before it.
+    /// Removes this lane's segments that no checkpoint refers to, of this run and of those before it: what it names so, and
+    /// what it was handed under another name; not what another process was handed under a name of this one.
     fn sweep(&self) {
         let used: BTreeSet<&str> = (self.kept.iter().flat_map(|kept| &kept.names).map(String::as_str))
             .chain(self.spilled.iter().map(|s| s.segment.name.as_str()))
             .collect();
-        let mine = format!("{}-{}-", file_stem(&self.settings.sink), self.settings.process);
         for path in self.fs.list(&self.settings.dir).unwrap_or_default() {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_mine = name.strip_prefix(&mine).is_some_and(|rest| {
-                rest.strip_suffix(".seg").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
-            });
-            if (is_mine || self.inherited.iter().any(|inherited| inherited == name)) && !used.contains(name) {
+            let mine = self.names(name) && !self.settings.elsewhere.contains(name);
+            if (mine || self.restored.contains(name)) && !used.contains(name) {
                 let _ = self.fs.remove(&path);
             }
         }
+    }
+
+    /// Whether this lane names a file so, now or in an earlier term: `SINK-PROCESS-TERM-SEQ.seg`. A process that was
+    /// replaced may be here yet, so those of later terms are not its own.
+    fn names(&self, name: &str) -> bool {
+        let Settings { sink, process, term, .. } = &self.settings;
+        let numbers = || -> Option<(u64, u64)> {
+            let rest = name.strip_prefix(&format!("{}-{process}-", file_stem(sink)))?.strip_suffix(".seg")?;
+            let (of_term, sequence) = rest.split_once('-')?;
+            Some((of_term.parse().ok()?, sequence.parse().ok()?))
+        };
+        numbers().is_some_and(|(of_term, _)| of_term <= *term)
     }
 }
 

@@ -4,8 +4,9 @@ use crate::config::WhenFull;
 use crate::sink::segment::SegmentRef;
 use crate::sink::{Held, Item, LaneState, Position, SinkError, Traits};
 use operators::Epoch;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What a lane is told when it is made.
 pub struct Settings {
@@ -29,6 +30,8 @@ pub struct Settings {
     pub traits: Traits,
     /// Where segment files lie.
     pub dir: PathBuf,
+    /// Segments that the checkpoint lists for other processes, whatever their names: one that was no more has left them.
+    pub elsewhere: Arc<BTreeSet<String>>,
     /// The newest epoch that runs before this one have written down; 0 where there were none. They cannot have sent
     /// anything beyond it.
     pub written: Epoch,

@@ -2,6 +2,7 @@
 //! a disk that fails, checkpoints that come late, and restarts from the newest of them followed by replay.
 
 use super::super::FileRef;
+use super::super::lanes::divided;
 use super::super::segment::{Get, Put};
 use super::super::test_fs::MemFs;
 use super::*;
@@ -151,6 +152,7 @@ fn settings(kind: Kind, workers: usize, term: u64) -> Settings {
             batch_bytes: 1_000,
         },
         dir: "/lanes".into(),
+        elsewhere: Arc::default(),
         written: 0,
         seed: term,
     }
@@ -618,8 +620,6 @@ fn a_destination_that_lets_us_in_and_takes_nothing_stays_away() {
 }
 
 #[test]
-fn giving_up_at_the_end_keeps_what_is_left_for_the_next_start() {
-#[test]
 fn an_archive_that_comes_back_names_all_cuts_the_oldest_first() {
     let mut small = Small::new(Kind::Files, |_| ());
     small.step(0, Event::Push(note(1)));
@@ -647,6 +647,8 @@ fn an_archive_that_comes_back_names_all_cuts_the_oldest_first() {
     assert_eq!(named, cuts);
 }
 
+#[test]
+fn giving_up_at_the_end_keeps_what_is_left_for_the_next_start() {
     let mut small = Small::new(Kind::Topic, |_| ());
     small.step(0, Event::Push(note(1)));
     small.step(0, Event::Failed(SinkError::Unavailable("away".into())));
@@ -676,6 +678,70 @@ fn segments_that_no_checkpoint_needs_are_removed() {
     assert_eq!(names.iter().filter(|name| name.starts_with("s-0-1-")).count(), 3, "{names:?}");
     assert!(names.contains(&"s-10-0-7.seg".into()), "another process' file");
     assert!(!names.contains(&"s-0-0-7.seg".into()), "an older term's file that nothing names");
+}
+
+/// Three checkpoints, after which a lane removes what none of them needs.
+fn three_checkpoints(lane: &mut Lane<Note>) {
+    for cut in 1..=3 {
+        lane.step(0, Event::Cut(0, cut), &mut Vec::new());
+        lane.step(0, Event::Committed(cut), &mut Vec::new());
+    }
+}
+
+#[test]
+fn segments_of_another_sink_process_or_later_term_are_left_alone() {
+    let fs = MemFs::default();
+    let mut settings = settings(Kind::Topic, 1, 7);
+    (settings.sink, settings.process) = ("redis".into(), 1);
+    let others = [
+        "redis-1-1-7-1.seg", // the sink `redis-1`
+        "redis-1-0-3-1.seg", // ... of process 0
+        "redis-2-1-3-1.seg", // the sink `redis-2`
+        "redis-11-3-1.seg",  // process 11
+        "redis-1-8-1.seg",   // a later term
+        "redis-1-3.seg",     // no name of a segment
+        "redis-1-3-x.seg",
+    ];
+    let ours = ["redis-1-3-1.seg", "redis-1-7-99.seg"];
+    for name in others.iter().chain(&ours) {
+        fs.put(&settings.dir.join(name), vec![1]);
+    }
+    let mut lane: Lane<Note> = Lane::new(settings, Arc::new(fs.clone()), &[]).unwrap();
+    three_checkpoints(&mut lane);
+    let names = fs.names();
+    assert!(others.iter().all(|other| names.contains(&(*other).into())), "{names:?}");
+    assert!(!ours.iter().any(|own| names.contains(&(*own).into())), "{names:?}");
+}
+
+#[test]
+fn what_a_process_that_was_no_more_left_stays_with_its_heir_when_there_are_several_again() {
+    let fs = MemFs::default();
+    let segment = segment::write(&fs, "/lanes".as_ref(), "s-1-1-4.seg".into(), [note(1)].iter(), true).unwrap();
+    // Process 0 was alone, and has not delivered it.
+    let state = LaneState {
+        sink: "s".into(),
+        process: 0,
+        term: 2,
+        cut: 0,
+        acknowledged: None,
+        segments: vec![segment],
+        files: Vec::new(),
+        length: None,
+    };
+    let lane_of = |process| -> Lane<Note> {
+        let (mine, elsewhere) = divided(vec![state.clone()], process, 2);
+        let settings = Settings { process, elsewhere: Arc::new(elsewhere), ..settings(Kind::Topic, 1, 3) };
+        Lane::new(settings, Arc::new(fs.clone()), &mine).unwrap()
+    };
+    let (mut heir, mut returned) = (lane_of(0), lane_of(1));
+    three_checkpoints(&mut returned);
+    assert_eq!(fs.names(), ["s-1-1-4.seg"], "the heir needs it");
+    let mut actions = Vec::new();
+    heir.step(0, Event::Connected(None), &mut actions);
+    assert!(matches!(&actions[..], [Action::Write(notes)] if notes[..] == [note(1)]), "{actions:?}");
+    heir.step(0, Event::Done, &mut actions);
+    three_checkpoints(&mut heir);
+    assert!(fs.names().is_empty(), "delivered: {:?}", fs.names());
 }
 
 #[test]
