@@ -1,4 +1,5 @@
-//! What a lane with `when_full = "dead_letter"` had no room for: a JSON line each in `data_dir/shed/SINK.jsonl`.
+//! What a lane with `when_full = "dead_letter"` had no room for: a JSON line each in `data_dir/shed/SINK.jsonl`, of
+//! processes other than 0 in `SINK@PROCESS.jsonl`. Each file has one writer, who may cut it back.
 
 use crate::crew::Part;
 use crate::outage::{Disk, Outage, what};
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub struct ShedStore {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
+    process: usize,
     inner: Mutex<Inner>,
 }
 
@@ -25,10 +27,10 @@ struct Inner {
 }
 
 impl ShedStore {
-    /// In this directory, which is made when there is something.
-    pub fn new(fs: Arc<dyn Fs>, dir: PathBuf, disk: &Arc<Disk>) -> Arc<Self> {
+    /// Of a process, in this directory, which is made when there is something.
+    pub fn new(fs: Arc<dyn Fs>, dir: PathBuf, process: usize, disk: &Arc<Disk>) -> Arc<Self> {
         let inner = Inner { files: BTreeMap::new(), outage: disk.holding_outage(what::SHED) };
-        Arc::new(Self { fs, dir, inner: Mutex::new(inner) })
+        Arc::new(Self { fs, dir, process, inner: Mutex::new(inner) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -64,7 +66,7 @@ impl ShedStore {
     fn write(&self, inner: &mut Inner, sync: bool) -> io::Result<()> {
         let Inner { files, outage } = inner;
         for (sink, (lines, tail)) in files {
-            let path = self.dir.join(format!("{sink}.jsonl"));
+            let path = self.dir.join(file_name(sink, self.process));
             let done = self.write_one(&path, lines, tail, sync);
             if let Err(error) = done {
                 outage.failed(&path, &error);
@@ -116,6 +118,11 @@ impl Part for Retrying {
     }
 }
 
+/// No sink's name has an `@`.
+fn file_name(sink: &str, process: usize) -> String {
+    if process == 0 { format!("{sink}.jsonl") } else { format!("{sink}@{process}.jsonl") }
+}
+
 fn encode(shed: &Shed) -> Vec<u8> {
     let mut lines = Vec::new();
     match shed {
@@ -140,4 +147,42 @@ fn encode(shed: &Shed) -> Vec<u8> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::test_fs::MemFs;
+    use crate::sink::{RowBatch, Rows};
+    use operators::{Judged, Verdict};
+
+    fn rows(offset: i64) -> Shed {
+        let verdict = Verdict::Accepted;
+        let row = Judged { time: 1, value: 2.0, offset, series: 0, partition: 0, stream: 0, index: 0, verdict };
+        let streams = Arc::new(vec![("plant".to_owned(), "t".to_owned())]);
+        let batch = RowBatch { epoch: 1, worker: 0, names: Vec::new(), rows: vec![row], streams };
+        Shed::Rows(Rows { batch: Arc::new(batch), names: Arc::default() })
+    }
+
+    #[test]
+    fn after_a_failed_write_no_process_cuts_off_what_another_has_shed() {
+        let (fs, disk) = (MemFs::default(), Disk::for_tests());
+        let of = |process| ShedStore::new(Arc::new(fs.clone()), "/shed".into(), process, &disk);
+        let stores = [of(0), of(1)];
+        stores[0].take("s", &rows(1));
+        stores[1].take("s", &rows(2));
+        fs.room(Some(3));
+        stores[0].take("s", &rows(3));
+        stores[0].sync().expect_err("the disk is full");
+        fs.room(None);
+        stores[0].sync().expect("there is room again");
+        stores[1].take("s", &rows(4));
+        let lines = |name: &str| {
+            let text = String::from_utf8(fs.read(&Path::new("/shed").join(name)).expect("there")).expect("text");
+            let offset =
+                |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("a line")["offset"].as_i64();
+            text.lines().map(offset).collect::<Vec<_>>()
+        };
+        assert_eq!((lines("s.jsonl"), lines("s@1.jsonl")), (vec![Some(1), Some(3)], vec![Some(2), Some(4)]));
+    }
 }

@@ -135,7 +135,7 @@ impl Stretch {
         let others: Result<Vec<crate::sink::LaneState>, _> =
             lanes_of("").into_iter().map(serde_json::from_value).collect();
         let inventory = self.pure.inventory.clone();
-        let shed = ShedStore::new(fs.clone(), self.layout.data.join("shed"), &world.disk);
+        let shed = ShedStore::new(fs.clone(), self.layout.data.join("shed"), self.process, &world.disk);
         let sheds = self.sinks.values().any(|sink| sink.lane().when_full == WhenFull::DeadLetter);
         let shed_to = shed.clone();
         let context = LaneContext {

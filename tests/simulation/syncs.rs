@@ -286,7 +286,7 @@ fn what_is_shed_before_a_checkpoint_outlives_a_failed_sync_and_the_power() {
         disk.create_dir(Path::new("/data")).ok()?;
         disk.sync_dir(Path::new("/")).ok()?;
         let watched = watched();
-        let store = ShedStore::new(Arc::new(disk.clone()), "/data/shed".into(), &watched);
+        let store = ShedStore::new(Arc::new(disk.clone()), "/data/shed".into(), 0, &watched);
         let mut retrying = Retrying(Arc::downgrade(&store));
         for epoch in 1..=20 {
             store.take("s", &Shed::Alerts(alerts(epoch)));
