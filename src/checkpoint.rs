@@ -407,6 +407,10 @@ impl Gathering {
     pub fn new(expected: Expected) -> Self {
         Self { expected, open: BTreeMap::new() }
     }
+    /// The cuts that were let go, the newest last.
+    pub fn let_go(&self) -> Vec<Epoch> {
+        self.open.iter().filter(|(_, (_, pieces))| pieces.is_none()).map(|(cut, _)| *cut).collect()
+    }
     /// Adds a piece; a cut that is complete with it is handed over, if it was held, and what is older is dropped.
     pub fn add(&mut self, cut: Epoch, piece: Piece) -> Option<Vec<Piece>> {
         if self.open.last_key_value().is_none_or(|(newest, _)| *newest < cut) {

@@ -137,6 +137,7 @@ impl Checkpointer {
                 return refused(&mut self.looking, &self.settings.dir, &error).then_some(true).ok_or(error);
             }
             self.looking.over();
+            self.remove_let_go();
         }
         if self.outage.is_due()
             && let Some(pieces) = self.last.take()
@@ -200,6 +201,22 @@ impl Checkpointer {
         {
             let at = self.settings.name(cut).dir(dir);
             if !checkpoint::is_complete(&**fs, &at) && fs.exists(&at) {
+                let _ = fs.remove(&at);
+            }
+        }
+    }
+
+    /// Process 0 writes no manifest for a cut that it let go: what the others have written of it goes. They may still be at
+    /// the newest.
+    fn remove_let_go(&self) {
+        let Settings { fs, dir, cluster, .. } = &self.settings;
+        let mut cuts = self.gathering.let_go();
+        if cluster.0 > 0 || cuts.pop().is_none() {
+            return;
+        }
+        for at in checkpoint::list(&**fs, dir).unwrap_or_default() {
+            let ours = Name::of(&at).filter(|name| *name == self.settings.name(name.cut));
+            if ours.is_some_and(|name| cuts.binary_search(&name.cut).is_ok()) {
                 let _ = fs.remove(&at);
             }
         }
@@ -330,5 +347,77 @@ impl Settings {
             since_ms += ran;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outage::Disk;
+    use crate::process::EpochClock;
+    use crate::seam::RealFs;
+    use crossbeam_channel::unbounded;
+    use std::sync::atomic::AtomicU64;
+
+    /// A clock that a test turns.
+    #[derive(Default)]
+    struct Turned(AtomicU64);
+
+    impl Clock for Turned {
+        fn wall_ms(&self) -> u64 {
+            self.0.load(SeqCst) / 1000
+        }
+        fn monotonic_us(&self) -> u64 {
+            self.0.load(SeqCst)
+        }
+    }
+
+    #[test]
+    fn what_other_processes_write_while_a_lane_of_process_0_takes_no_cut_does_not_pile_up() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let (clock, metrics, disk) = (Arc::new(Turned::default()), Metrics::new().expect("metrics"), Disk::for_tests());
+        let epochs = EpochClock::start(clock.clone(), 20_000, 0);
+        let dir = folder.path().join("checkpoints");
+        let settings = Settings {
+            fs: Arc::new(RealFs),
+            clock: clock.clone(),
+            dir: dir.clone(),
+            logs: None,
+            retention_ms: 0,
+            keep: 3,
+            term: 1,
+            writer: 1,
+            log_ends: Vec::new(),
+            fence: None,
+            cluster: (0, 2, 2),
+            config: "hash".into(),
+            expected: Expected { pieces: 2 },
+            interval_ms: 0,
+            metrics: metrics.clone(),
+            readiness: Arc::default(),
+            shared: Arc::new(Shared::new(epochs, None, disk.clone(), 1, Arc::default())),
+            shed: ShedStore::new(Arc::new(RealFs), folder.path().join("shed"), 0, &disk),
+            committed: Box::new(|_| ()),
+        };
+        let (sender, pieces) = unbounded();
+        let (mut checkpointer, _last) = Checkpointer::new(settings, pieces);
+        let mut send = |cut, piece| {
+            sender.send((cut, piece)).expect("it is there");
+            clock.0.fetch_add(FENCE_US, SeqCst);
+            assert!(checkpointer.turn(Duration::ZERO));
+        };
+        let at = |cut| Name { term: 1, cut, writer: 1 };
+        let complete = || -> Vec<Epoch> {
+            let whole = checkpoint::list(&RealFs, &dir).expect("listed").into_iter();
+            whole.filter(|at| checkpoint::is_complete(&RealFs, at)).filter_map(|at| Some(Name::of(&at)?.cut)).collect()
+        };
+        for cut in 1..=20 {
+            send(cut, Piece::Positions(Vec::new()));
+            checkpoint::write_process(&RealFs, &dir, (at(cut), 1), Vec::new(), &[]).expect("written");
+            assert!(checkpoint::list(&RealFs, &dir).expect("listed").len() <= 3, "at cut {cut}");
+        }
+        assert!(complete().is_empty());
+        (1..=20).for_each(|cut| send(cut, Piece::Lane(serde_json::Value::Null)));
+        assert_eq!(complete(), [1, 20]);
     }
 }
