@@ -243,7 +243,6 @@ impl World {
             workers: 1,
             metrics: metrics.clone(),
             disk: shared.disk.clone(),
-            fence: None,
             crew: Arc::new(Idle),
             cuts: Arc::new(|_| ()),
             labels: Arc::new(|_, _| None),

@@ -114,10 +114,6 @@ impl Stretch {
         };
         let fence = run.options.replay_into.is_none();
         let fence = fence.then(|| Fence::new(fs.clone(), self.layout.logs.clone(), plan.lane_term));
-        if let Some(fence) = &fence {
-            // What follows takes away what is to be made again: nothing that belongs to a newer run.
-            fence.check().map_err(|e| Failure::of_state(&e))?;
-        }
         let damaged = restored.as_ref().map(|r| checkpoint::newer(&*fs, &self.layout.checkpoints, r.name()));
         let made_again = MadeAgain {
             from: plan.script.first().map_or(Epoch::MAX, |(epoch, _)| *epoch),
@@ -145,7 +141,6 @@ impl Stretch {
             term: plan.lane_term,
             written: plan.sent_through.unwrap_or(0),
             made_again,
-            fence: fence.clone(),
             memory: run.config.divided().lanes,
             keep: run.config.checkpoint.keep as usize,
             process: self.process,

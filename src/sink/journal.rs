@@ -9,7 +9,6 @@ use super::*;
 use crate::outage::Outage;
 use crate::seam::{FileWriter, Fs};
 use crate::tail::{Open, Tail, UNSURE_MAX};
-use crate::terms::Fence;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,8 +31,6 @@ struct File {
     ours: bool,
     /// Whether its name is durable.
     named: bool,
-    /// Whether this run may still write.
-    fence: Option<Fence>,
 }
 
 impl File {
@@ -44,8 +41,6 @@ impl File {
         }
         let mut file = self.fs.append(&self.path)?;
         if file.try_lock()? {
-            // Looked at with the lock: a run that begins later finds it, and goes on in a copy.
-            self.check()?;
             self.fs.truncate(&self.path, length)?;
         } else if self.ours {
             return Err(io::Error::other("another streamgauge has it; this one has been replaced"));
@@ -70,15 +65,10 @@ impl File {
         }
         file.write_all(&bytes)?;
         file.sync()?;
-        self.check()?;
         self.fs.rename(&beside, &self.path)?;
         self.sync_dir()?;
         tracing::warn!(journal = %self.path.display(), "a process that was replaced still has the journal; this one goes on in a copy");
         Ok(file)
-    }
-
-    fn check(&self) -> io::Result<()> {
-        self.fence.as_ref().map_or(Ok(()), Fence::check).map_err(io::Error::other)
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -89,14 +79,8 @@ impl File {
 impl Journal {
     /// A journal of which the first `length` bytes belong to the checkpoint.
     pub fn new(fs: Arc<dyn Fs>, path: PathBuf, length: u64, outage: Outage) -> Self {
-        let file = File { fs, path, ours: false, named: false, fence: None };
+        let file = File { fs, path, ours: false, named: false };
         Self { file, tail: Tail::new(length), outage, bytes: Vec::new() }
-    }
-
-    /// Takes nothing of the journal away once the term has been replaced.
-    pub fn fenced(mut self, fence: Option<Fence>) -> Self {
-        self.file.fence = fence;
-        self
     }
 
     /// Does something with the file, and says what came of it.
@@ -137,10 +121,7 @@ impl Sink for Journal {
         }
         let file = &mut self.file;
         let opened = self.tail.open(&mut |length| file.open(length));
-        opened.map_err(|error| match file.check() {
-            Err(replaced) => StartError::Foreign(replaced.to_string()),
-            Ok(()) => StartError::of_disk(format!("{}: {error}", file.path.display()), &error),
-        })
+        opened.map_err(|error| StartError::of_disk(format!("{}: {error}", file.path.display()), &error))
     }
 
     async fn write(&mut self, batch: &[Alerts]) -> Result<Written, SinkError> {
@@ -267,31 +248,6 @@ mod tests {
             matches!(&error, StartError::Corrupt(text) if text.contains("the checkpoint knows of 1048576")),
             "{error}"
         );
-    }
-
-    #[test]
-    fn a_run_that_has_been_replaced_takes_nothing_of_the_journal_away() {
-        use crate::seam::RealFs;
-        let dir = tempfile::tempdir().unwrap();
-        let (logs, path) = (dir.path().join("epochs"), dir.path().join("journal.jsonl"));
-        let of_term = |term: u64| {
-            std::fs::create_dir_all(logs.join(format!("term-{term}"))).unwrap();
-            let outage = Disk::for_tests().outage(what::JOURNAL);
-            let fence = Fence::new(Arc::new(RealFs), logs.clone(), term);
-            Journal::new(Arc::new(RealFs), path.clone(), 0, outage).fenced(Some(fence))
-        };
-        // It was about to open the journal, and slept meanwhile.
-        let (mut old, mut new) = (of_term(2), of_term(3));
-        now(async {
-            new.connect(3).await.unwrap();
-            new.write(&[alerts(1, None)]).await.unwrap();
-            let error = old.connect(2).await.unwrap_err();
-            assert!(matches!(&error, StartError::Foreign(text) if text.contains("replaced by term 3")), "{error}");
-            new.write(&[alerts(2, None)]).await.unwrap();
-            drop(new);
-            assert!(old.connect(2).await.is_err());
-        });
-        assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 2);
     }
 
     #[test]

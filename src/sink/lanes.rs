@@ -9,7 +9,6 @@ use crate::crew::{Crew, Part, Working, await_seen};
 use crate::metrics::Metrics;
 use crate::outage::{Disk, what};
 use crate::seam::{Clock, Fs, make_dir};
-use crate::terms::Fence;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -62,8 +61,6 @@ pub struct LaneContext {
     pub metrics: Arc<Metrics>,
     /// How the disk of the data directory is doing.
     pub disk: Arc<Disk>,
-    /// Whether this run may still write; none where nobody else can have begun.
-    pub fence: Option<Fence>,
     /// Who works on lanes.
     pub crew: Arc<dyn Crew>,
     /// Where each lane hands its state at each cut.
@@ -222,7 +219,7 @@ impl Lanes {
             }
             let length = opening.restored(JOURNAL).iter().filter_map(|state| state.length).max().unwrap_or(0);
             let (path, outage) = (ctx.dir.with_file_name("journal.jsonl"), ctx.disk.outage(what::JOURNAL));
-            let journal = Journal::new(Arc::clone(&ctx.fs), path, length, outage).fenced(ctx.fence.clone());
+            let journal = Journal::new(Arc::clone(&ctx.fs), path, length, outage);
             opening.alerts(JOURNAL, JOURNAL_LANE, journal)?;
             names.push(JOURNAL.to_owned());
         }

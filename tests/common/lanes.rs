@@ -118,7 +118,6 @@ impl Running {
             workers: 1,
             disk: Disk::new(Arc::new(RealClock::default()), Arc::default(), Arc::clone(&metrics)),
             metrics: Arc::clone(&metrics),
-            fence: None,
             crew: Arc::new(Threads),
             cuts: Arc::new(move |state| drop(sender.send(state))),
             labels: Arc::new(|sensor, label| (label == "site").then(|| format!("site of {sensor}"))),
