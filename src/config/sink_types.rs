@@ -73,7 +73,7 @@ pub enum WhenFull {
     /// Reading pauses until there is room: nothing is lost, everything waits.
     #[default]
     Pause,
-    /// What finds no room is set aside as dead letters, and the rest goes on.
+    /// What finds no room is set aside in `data_dir/shed`, and the rest goes on.
     DeadLetter,
 }
 
