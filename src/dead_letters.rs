@@ -12,7 +12,6 @@ use crate::decode::Reason;
 use crate::metrics::Metrics;
 use crate::seam::{Fs, make_dir, replace};
 use crate::tail::{Open, Tail, UNSURE_MAX};
-use crate::terms::Fence;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
@@ -128,8 +127,6 @@ pub struct DeadLetters {
     tail: Tail,
     /// Whether files were made that the directory may not have durably.
     new_files: bool,
-    /// Whether this process may still make files here.
-    fence: Option<Fence>,
     /// Lines not written yet.
     buffer: Vec<u8>,
 }
@@ -174,14 +171,8 @@ impl DeadLetters {
             segment: written.segment,
             tail: Tail::new(written.length),
             new_files: false,
-            fence: None,
             buffer: Vec::with_capacity(BUFFER_BYTES),
         })
-    }
-
-    /// Makes no file any more once the term has been replaced.
-    pub fn fenced(self, fence: Option<Fence>) -> Self {
-        Self { fence, ..self }
     }
 
     /// Adds a dead letter. After an error it is kept in memory: `flush` again before appending more.
@@ -233,29 +224,30 @@ impl DeadLetters {
 
     fn with_tail(&mut self, act: impl FnOnce(&mut Tail, Open<'_>) -> io::Result<()>) -> io::Result<()> {
         let path = self.path();
-        let Self { fs, fence, tail, new_files, .. } = self;
+        let Self { fs, tail, new_files, .. } = self;
         act(tail, &mut |length| {
-            if let Some(fence) = fence {
-                fence.check().map_err(io::Error::other)?;
-            }
             let exists = fs.exists(&path);
-            if exists && length == 0 {
-                // Nothing of ours: one that has been replaced may have made it.
-                fs.remove(&path)?;
-            }
-            let mut file = if exists && length > 0 {
+            let mut file = if exists {
                 fs.append(&path)?
             } else {
                 *new_files = true;
                 fs.create(&path)?
             };
-            if !file.try_lock()? {
+            if file.try_lock()? {
+                if exists {
+                    file.truncate(length)?;
+                }
+                return Ok(file);
+            }
+            if length > 0 {
                 return Err(io::Error::other("another streamgauge has the segment; this one has been replaced"));
             }
-            if exists && length > 0 {
-                fs.truncate(&path, length)?;
-            }
-            Ok(file)
+            // Nothing of ours: one that has been replaced made it, and still has it.
+            fs.remove(&path)?;
+            *new_files = true;
+            let mut file = fs.create(&path)?;
+            let ours = file.try_lock()?;
+            ours.then_some(file).ok_or_else(|| io::Error::other("another streamgauge has the segment"))
         })
     }
 
@@ -293,8 +285,9 @@ pub fn cut_back(fs: &dyn Fs, dir: &Path, process: usize, position: Position) -> 
     };
     match found {
         Some(path) if length >= position.length && length > 0 => {
-            if fs.append(&path)?.try_lock()? {
-                fs.truncate(&path, position.length)?;
+            let mut file = fs.append(&path)?;
+            if file.try_lock()? {
+                file.truncate(position.length)?;
             } else {
                 // A process that was replaced may still be alive: what it writes goes into a file without a name.
                 let mut bytes = fs.read(&path)?;

@@ -198,9 +198,6 @@ impl Fs for Watched {
     fn exists(&self, path: &Path) -> bool {
         self.0.exists(path)
     }
-    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
-        self.does("truncate", path, |fs| fs.truncate(path, len))
-    }
 }
 
 struct WatchedFile {
@@ -224,6 +221,16 @@ impl FileWriter for WatchedFile {
         disk("sync", self.kind)?;
         self.inner.sync()?;
         pass("sync", self.kind, When::After);
+        Ok(())
+    }
+    fn try_lock(&mut self) -> io::Result<bool> {
+        self.inner.try_lock()
+    }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        pass("truncate", self.kind, When::Before);
+        disk("truncate", self.kind)?;
+        self.inner.truncate(length)?;
+        pass("truncate", self.kind, When::After);
         Ok(())
     }
 }

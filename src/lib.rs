@@ -20,6 +20,7 @@ pub mod docs_gen;
 pub mod epoch_log;
 pub mod error;
 pub mod failpoint;
+pub mod fenced;
 pub mod kinds;
 pub mod ledger;
 pub mod memory;

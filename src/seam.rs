@@ -44,8 +44,6 @@ pub trait Fs: Send + Sync {
     fn create_dir_new(&self, path: &Path) -> io::Result<()>;
     /// Whether there is something at this path.
     fn exists(&self, path: &Path) -> bool;
-    /// Cuts a file to its first `len` bytes.
-    fn truncate(&self, path: &Path, len: u64) -> io::Result<()>;
 }
 
 /// An open file that grows.
@@ -58,6 +56,8 @@ pub trait FileWriter: Send {
     fn try_lock(&mut self) -> io::Result<bool> {
         Ok(true)
     }
+    /// Cuts it to its first `length` bytes.
+    fn truncate(&mut self, length: u64) -> io::Result<()>;
 }
 
 /// Wall and monotonic time.
@@ -84,6 +84,9 @@ impl FileWriter for fs::File {
             Err(fs::TryLockError::WouldBlock) => Ok(false),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.set_len(length)
     }
 }
 
@@ -136,9 +139,6 @@ impl Fs for RealFs {
     }
     fn exists(&self, path: &Path) -> bool {
         path.exists()
-    }
-    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
-        fs::OpenOptions::new().write(true).open(path)?.set_len(len)
     }
 }
 

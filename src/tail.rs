@@ -108,7 +108,7 @@ pub fn open(fs: &dyn Fs, path: &Path, length: u64) -> io::Result<Box<dyn FileWri
     if length == 0 && !fs.exists(path) {
         return fs.create(path);
     }
-    let file = fs.append(path)?;
-    fs.truncate(path, length)?;
+    let mut file = fs.append(path)?;
+    file.truncate(length)?;
     Ok(file)
 }

@@ -5,10 +5,12 @@
 //! found their logs, which checkpoint it goes on from, which records are set aside. From then on the newest manifest
 //! says what counts: a line of an older log before the length stated there, a checkpoint of an older term whose logs
 //! ended within it. So an old process that was stopped and wakes up may write what it likes: none of it counts. It
-//! looks for newer terms (`Fence`) before it commits a checkpoint, before that has an effect, and once a second.
+//! looks for newer terms (`Fence`) before it commits a checkpoint, before that has an effect, once a second, and with
+//! each call that could touch a file of its successor's (`fenced`).
 
 use crate::checkpoint::{Name, read_sealed, write_sealed};
 use crate::epoch_log::{self, LogEnd, LogEnds, term_dir};
+use crate::error::disk_failed;
 use crate::seam::{Fs, make_dir};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -191,5 +193,10 @@ impl Fence {
             self.term
         );
         Ok(())
+    }
+
+    /// What to say where that is why something failed: there is a newer term.
+    pub fn replaced(&self) -> Option<anyhow::Error> {
+        self.check().err().filter(|error| !disk_failed(error))
     }
 }

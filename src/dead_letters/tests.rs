@@ -164,6 +164,9 @@ impl FileWriter for FailingFile {
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync()
     }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
+    }
 }
 
 impl Failing {
@@ -186,7 +189,6 @@ impl Fs for Failing {
     fn create_dir(&self, path: &Path) -> io::Result<()> { RealFs.create_dir(path) }
     fn create_dir_new(&self, path: &Path) -> io::Result<()> { RealFs.create_dir_new(path) }
     fn exists(&self, path: &Path) -> bool { RealFs.exists(path) }
-    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> { RealFs.truncate(path, len) }
 }
 
 #[test]

@@ -11,9 +11,11 @@ use crate::dead_lane::{self, DeadLane};
 use crate::dead_letters::{self, DeadLetters, Position as DeadPosition};
 use crate::epoch_log::{Durability, EpochLog, Header, LOG_VERSION};
 use crate::error::Failure;
+use crate::fenced::Fenced;
 use crate::outage::what;
 use crate::plan::Plan;
 use crate::process::{EpochClock, Shared};
+use crate::seam::Fs;
 use crate::server::status::Process as ProcessStatus;
 use crate::server::views_api::Views as ViewClients;
 use crate::server::{self, ServerState};
@@ -33,9 +35,28 @@ use std::time::Duration;
 impl Stretch {
     /// Starts what the workers of this process share.
     pub(super) fn start(self: &Arc<Self>, plan: &Plan, peers: usize) -> Result<Arc<Started>, Failure> {
+        let run = &self.world.run;
+        // A replay into another folder has that for itself.
+        let fence = run.options.replay_into.is_none();
+        let fence = fence.then(|| Fence::new(run.fs.clone(), self.layout.logs.clone(), plan.lane_term));
+        self.start_fenced(plan, peers, fence.clone()).map_err(|failure| {
+            let replaced = fence.and_then(|fence| fence.replaced());
+            replaced.map_or(failure, |replaced| Failure::of_state(&replaced))
+        })
+    }
+
+    fn start_fenced(
+        self: &Arc<Self>,
+        plan: &Plan,
+        peers: usize,
+        fence: Option<Fence>,
+    ) -> Result<Arc<Started>, Failure> {
         let world = &self.world;
         let run = &world.run;
-        let fs = run.fs.clone();
+        let fs: Arc<dyn Fs> = match &fence {
+            Some(fence) => Fenced::new(run.fs.clone(), fence.clone()),
+            None => run.fs.clone(),
+        };
         if plan.config != self.pure.hash() {
             return Err(Failure::configuration(
                 "the processes have different configurations; give all of them the same",
@@ -112,18 +133,15 @@ impl Stretch {
                 .cloned()
                 .collect::<Vec<_>>()
         };
-        let fence = run.options.replay_into.is_none();
-        let fence = fence.then(|| Fence::new(fs.clone(), self.layout.logs.clone(), plan.lane_term));
         let damaged = restored.as_ref().map(|r| checkpoint::newer(&*fs, &self.layout.checkpoints, r.name()));
         let made_again = MadeAgain {
             from: plan.script.first().map_or(Epoch::MAX, |(epoch, _)| *epoch),
             damaged: damaged.transpose().map_err(|e| Failure::of_state(&e))?.unwrap_or_default(),
         };
         let dead_dir = self.layout.data.join("dead-letters");
-        let dead_position = self.cut_back_dead_letters(&dead_dir, &lanes_of(dead_lane::NAME), made_again.from)?;
+        let dead_position = self.cut_back_dead_letters(&*fs, &dead_dir, &lanes_of(dead_lane::NAME), made_again.from)?;
         let store = DeadLetters::open(fs.clone(), &dead_dir, self.process, dead_position, world.metrics.clone())
-            .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context("dead letters")))?
-            .fenced(fence.clone());
+            .map_err(|e| Failure::of_state(&anyhow::Error::from(e).context("dead letters")))?;
         let (dead_lane, dead) =
             DeadLane::new(store, (self.process, self.workers), &streams, pieces.clone(), shared.clone());
         let dead_lane = self.take_up("dead letters", dead_lane)?;
@@ -233,11 +251,11 @@ impl Stretch {
     /// others have now. Says where this process goes on.
     fn cut_back_dead_letters(
         &self,
+        fs: &dyn Fs,
         dir: &Path,
         lanes: &[serde_json::Value],
         from: Epoch,
     ) -> Result<Option<DeadPosition>, Failure> {
-        let fs = &*self.world.run.fs;
         let cannot = |e: io::Error| Failure::of_state(&anyhow::Error::from(e).context("dead letters"));
         let mut positions = BTreeMap::new();
         for lane in lanes {

@@ -7,6 +7,7 @@ use crate::checkpoint::{self, Name};
 use crate::config::Pure;
 use crate::epoch_log::{self, LogEnd};
 use crate::error::Failure;
+use crate::fenced::Fenced;
 use crate::metrics::Metrics;
 use crate::nodes::Totals;
 use crate::outage::Disk;
@@ -17,7 +18,7 @@ use crate::server::readiness::Readiness;
 use crate::sink::StartError;
 use crate::source::origin::Origin;
 use crate::source::replay::Line;
-use crate::terms;
+use crate::terms::{self, Fence};
 use operators::{Epoch, Stream};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -136,6 +137,12 @@ impl World {
         self.stretch(layout, None, self.run.pure.clone(), listener)?.go()
     }
 
+    /// Tells whether a term is still the newest; and files, as long as it is.
+    fn fenced(&self, layout: &Layout, term: u64) -> (Fence, Arc<Fenced>) {
+        let fence = Fence::new(self.run.fs.clone(), layout.logs.clone(), term);
+        (fence.clone(), Fenced::new(self.run.fs.clone(), fence))
+    }
+
     /// A term of our own: created, announced to the sinks, and only then is looked at what there is. From its manifest
     /// on, what older processes write does not count any more.
     fn begin_term(&self, layout: &Layout) -> Result<(u64, plan::Past), Failure> {
@@ -144,8 +151,12 @@ impl World {
         let known = checkpoint::list(fs, &layout.checkpoints).map_err(of_state)?;
         let known = known.iter().filter_map(|dir| Name::of(dir)).map(|name| name.term.max(name.writer)).max();
         let term = terms::claim(fs, &layout.logs, known.unwrap_or(0)).map_err(of_state)?;
+        let (fence, fenced) = self.fenced(layout, term);
+        let fs = &*fenced;
         self.run.destinations.announce(&self.run.config.sinks, term, self.runtime.handle());
-        let mut past = plan::past(fs, layout, Some(term))?;
+        // One that has been replaced meanwhile sees what it cannot know.
+        let mut past =
+            plan::past(fs, layout, Some(term)).map_err(|failure| fence.replaced().map_or(failure, of_state))?;
         for (dir, what) in &past.damaged {
             self.metrics.checkpoints_damaged_total.inc();
             tracing::error!(checkpoint = %dir.display(), what, "checkpoint is damaged; an older one is used");
@@ -264,7 +275,8 @@ impl World {
 
     /// A plan that reads again what is left, and goes on.
     fn plan_live(&self, layout: &Layout, past: plan::Past, term: u64, config: String) -> Result<Plan, Failure> {
-        let (fs, origin) = (&*self.run.fs, &*self.run.origin);
+        let (_, fenced) = self.fenced(layout, term);
+        let (fs, origin) = (&*fenced, &*self.run.origin);
         let streams = self.run.pure.streams();
         let positions = past.restored.as_ref().map_or_else(Vec::new, |r| plan::positions(r, &streams));
         let mut positions = from_headers(positions, &past.terms, &streams);

@@ -41,7 +41,7 @@ impl File {
         }
         let mut file = self.fs.append(&self.path)?;
         if file.try_lock()? {
-            self.fs.truncate(&self.path, length)?;
+            file.truncate(length)?;
         } else if self.ours {
             return Err(io::Error::other("another streamgauge has it; this one has been replaced"));
         } else {

@@ -71,6 +71,12 @@ impl FileWriter for Appending {
     fn sync(&mut self) -> io::Result<()> {
         self.0.0.lock().unwrap().change()
     }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        let mut disk = self.0.0.lock().unwrap();
+        disk.change()?;
+        disk.files.get_mut(&self.1).ok_or_else(|| not_found(&self.1))?.truncate(length as usize);
+        Ok(())
+    }
 }
 
 impl Fs for MemFs {
@@ -116,11 +122,5 @@ impl Fs for MemFs {
     }
     fn exists(&self, path: &Path) -> bool {
         self.0.lock().unwrap().files.contains_key(path)
-    }
-    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.change()?;
-        disk.files.get_mut(path).ok_or_else(|| not_found(path))?.truncate(len as usize);
-        Ok(())
     }
 }

@@ -328,6 +328,22 @@ impl FileWriter for Appending {
         }
         done
     }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.call(self.disk.life, "truncate", &self.path)?;
+        let (file, length) = (&mut state.files[self.file], length as usize);
+        if length < file.bytes.len() {
+            if length < file.synced && file.before.is_none() {
+                file.before = Some(file.bytes[..file.synced].to_vec());
+            }
+            file.synced = file.synced.min(length);
+            file.bytes.truncate(length);
+            file.holes.iter_mut().for_each(|(start, end)| (*start, *end) = ((*start).min(length), (*end).min(length)));
+        } else {
+            file.bytes.resize(length, 0);
+        }
+        Ok(())
+    }
 }
 
 impl Fs for Disk {
@@ -429,23 +445,5 @@ impl Fs for Disk {
     }
     fn exists(&self, path: &Path) -> bool {
         self.state().names.contains_key(path)
-    }
-    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
-        let mut state = self.state();
-        state.call(self.life, "truncate", path)?;
-        let file = state.file(path)?;
-        let file = &mut state.files[file];
-        let len = len as usize;
-        if len < file.bytes.len() {
-            if len < file.synced && file.before.is_none() {
-                file.before = Some(file.bytes[..file.synced].to_vec());
-            }
-            file.synced = file.synced.min(len);
-            file.bytes.truncate(len);
-            file.holes.iter_mut().for_each(|(start, end)| (*start, *end) = ((*start).min(len), (*end).min(len)));
-        } else {
-            file.bytes.resize(len, 0);
-        }
-        Ok(())
     }
 }

@@ -146,8 +146,9 @@ impl OpenFile {
             Some(file) => file,
             None => {
                 // The last write failed, perhaps half way.
-                self.fs.truncate(&self.path, self.flushed)?;
-                self.fs.append(&self.path)?
+                let mut file = self.fs.append(&self.path)?;
+                file.truncate(self.flushed)?;
+                file
             }
         };
         file.write_all(&self.pending)?;
