@@ -8,6 +8,7 @@ use crate::expected;
 use crate::hash;
 use crate::memory::{MemoryRecord, Partitions};
 use crate::random_input::{RULES, Recipe, SILENCE, SOURCE, records};
+use crate::sleeper::{Sleeper, Wake};
 use crate::world::{Arriving, Fate, SimClock, World};
 use fastrand::Rng;
 use operators::Stream;
@@ -17,6 +18,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread::JoinHandle;
 use streamgauge::checkpoint;
 use streamgauge::config::{self, Loaded, Overrides};
 use streamgauge::dead_letters::DeadLetter;
@@ -38,6 +40,10 @@ pub const FAULTS: [&str; 10] = ["crash", "torn", "power", "eio", "full", "outage
 const LULLS: u64 = 0x0000_1011;
 /// What draws which checkpoints are damaged.
 const DAMAGES: u64 = 0x0000_da3a;
+/// What draws which lives are paused, and when they go on.
+const ZOMBIES: u64 = 0x0000_2012;
+/// How long one that has been replaced may go on, microseconds; a second or two is what it takes.
+const ZOMBIE_US: u64 = 60_000_000;
 
 /// What repeats a run. Its text is what repeats it from the command line.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +73,9 @@ impl Case {
         if Rng::with_seed(seed ^ DAMAGES).bool() {
             faults.insert("damage".to_owned());
         }
+        if Rng::with_seed(seed ^ ZOMBIES).bool() {
+            faults.insert("zombie".to_owned());
+        }
         Self {
             seed,
             records: rng.usize(80..500),
@@ -81,7 +90,7 @@ impl Case {
     /// About clocks that are wrong in one way, and whatever else the seed brings that does not end a life.
     pub fn of_clocks(wrong: Wrong, seed: u64) -> Self {
         let mut case = Self::of_seed(seed);
-        case.faults.retain(|fault| !["clock", "eio", "full"].contains(&fault.as_str()));
+        case.faults.retain(|fault| !["clock", "eio", "full", "zombie"].contains(&fault.as_str()));
         Self { records: 300 + case.records % 200, lives: 3, wrong: Some(wrong), ..case }
     }
     fn has(&self, fault: &str) -> bool {
@@ -168,6 +177,16 @@ pub struct Report {
     pub crashes_in_outage: u64,
     /// Logs that a power cut left torn.
     pub torn: u64,
+    /// Processes that were paused, those of them that had been replaced when they went on, and those of these that ended
+    /// by themselves.
+    pub paused: u64,
+    pub zombies: u64,
+    pub zombies_ended: u64,
+    /// Turns and calls of the disk that zombies had, their alerts in the topic that do not count, and their calls that
+    /// destinations refused.
+    pub zombie_points: u64,
+    pub zombie_alerts: u64,
+    pub fenced: u64,
     /// Terms whose epochs, and alerts for silence whose silence, were looked at.
     pub terms: u64,
     pub silences: u64,
@@ -260,6 +279,11 @@ struct Sim<'a> {
     wall_ms: u64,
     lives: usize,
     damages: Rng,
+    sleeping: Rng,
+    /// Paused, and not at their end.
+    paused: Vec<Paused>,
+    /// Terms of those that had been replaced when they went on.
+    replaced: BTreeSet<u64>,
     /// By term.
     began: BTreeMap<u64, Began>,
     report: Report,
@@ -273,6 +297,58 @@ struct Life {
     until_end: bool,
     idle: u32,
     replay_into: Option<&'static str>,
+    /// It is paused after so many turns and calls of the disk.
+    pauses_at: Option<u64>,
+}
+
+/// A life that has begun.
+struct Alive {
+    world: Arc<World>,
+    baton: Arc<Baton>,
+    disk: Disk,
+    clock: Arc<SimClock>,
+    began: u64,
+    /// What the wall clock shows at the beginning, and after a jump.
+    walls: [u64; 2],
+}
+
+impl Alive {
+    fn began(&self) -> Began {
+        let lasted_ms = (self.world.now() - self.began) / 1000 * self.clock.rate;
+        Began { walls: self.walls, lasted_ms }
+    }
+}
+
+type Ended = Result<Summary, String>;
+
+/// A life that is paused.
+struct Paused {
+    term: u64,
+    alive: Alive,
+    thread: Option<JoinHandle<Ended>>,
+}
+
+impl Paused {
+    fn sleeper(&self) -> Arc<Sleeper> {
+        self.alive.disk.sleeper()
+    }
+
+    /// Its end, now if it has not come; none if that was seen before.
+    fn end(&mut self) -> Option<Result<Ended, String>> {
+        let thread = self.thread.take()?;
+        self.alive.disk.kill();
+        self.sleeper().leave();
+        let ended = joined(thread);
+        self.alive.baton.clear();
+        Some(ended)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // A case that fails leaves no threads behind.
+        let _ = self.end();
+    }
 }
 
 /// Nothing comes for ten seconds, then one reading, in one of three partitions: how long its alert takes to the stream,
@@ -302,7 +378,7 @@ pub fn one_after_a_lull(seed: u64) -> Result<(u64, u64), String> {
     };
     let now = Arc::new(AtomicU64::new(0));
     let destinations = Destinations::new(seed, now.clone(), 1_000_000);
-    let (disk, report) = (Disk::new(seed), Report::default());
+    let disk = Disk::new(seed);
     let text = format!(
         "data_dir = \"{DATA}\"\nworkers = {}\nepochs.tick = \"20ms\"\ncheckpoint.interval = \"60s\"\n{}{}\n\
          [sinks.stream]\ntype = \"redis_stream\"\nurl = \"redis://simulated:1\"\n",
@@ -312,11 +388,9 @@ pub fn one_after_a_lull(seed: u64) -> Result<(u64, u64), String> {
     );
     let fate = Fate { pace_us: 200, stop_at: Some(ARRIVES_US + 3_000_000), ..Fate::default() };
     let faults = DiskFaults::default();
-    let life = Life { fate, faults, power_before: false, until_end: false, idle: 0, replay_into: None };
-    let wall_ms = 1_700_000_000_000;
-    let damages = Rng::with_seed(seed);
-    let (lives, began) = (0, BTreeMap::new());
-    let mut sim = Sim { case: &case, plant, rng, now, disk, destinations, wall_ms, lives, damages, began, report };
+    let life =
+        Life { fate, faults, power_before: false, until_end: false, idle: 0, replay_into: None, pauses_at: None };
+    let mut sim = Sim::new(&case, plant, rng, now, disk, destinations);
     match sim.live(&text, life)? {
         Some(Ok(_)) => {}
         other => return Err(format!("it did not end well: {other:?}")),
@@ -348,18 +422,43 @@ pub fn run(case: &Case) -> Result<Report, String> {
     let fast = case.has("clock") || case.wrong == Some(Wrong::TenTimes);
     let destinations = Destinations::new(rng.u64(..), now.clone(), if fast { 100_000 } else { 1_000_000 });
     let disk = Disk::new(rng.u64(..));
-    let (wall_ms, lives, began, report) = (RIGHT_MS, 0, BTreeMap::new(), Report::default());
-    let damages = Rng::with_seed(case.seed ^ DAMAGES);
-    Sim { case, plant, rng, now, disk, destinations, wall_ms, lives, damages, began, report }.go()
+    Sim::new(case, plant, rng, now, disk, destinations).go()
 }
 
-impl Sim<'_> {
+impl<'a> Sim<'a> {
+    fn new(
+        case: &'a Case,
+        plant: Plant,
+        rng: Rng,
+        now: Arc<AtomicU64>,
+        disk: Disk,
+        destinations: Arc<Destinations>,
+    ) -> Self {
+        Self {
+            case,
+            plant,
+            rng,
+            now,
+            disk,
+            destinations,
+            wall_ms: RIGHT_MS,
+            lives: 0,
+            damages: Rng::with_seed(case.seed ^ DAMAGES),
+            sleeping: Rng::with_seed(case.seed ^ ZOMBIES << 16),
+            paused: Vec::new(),
+            replaced: BTreeSet::new(),
+            began: BTreeMap::new(),
+            report: Report::default(),
+        }
+    }
+
     fn go(mut self) -> Result<Report, String> {
         let mut power = false;
         for _ in 0..self.case.lives {
             let life = self.bad_life(power);
             let text = self.plant.text(&mut self.rng);
             let ended = self.live(&text, life)?;
+            self.some_go_on()?;
             // The power takes the process with it, not the other way round.
             // Only "disk" promises anything about that.
             let may = self.case.has("power") && (self.plant.durability == "disk" || self.case.unpromised);
@@ -398,18 +497,30 @@ impl Sim<'_> {
                 fate.crash_after = Some(6_000);
             }
         }
-        Life { fate, faults, power_before, until_end: false, idle, replay_into: None }
+        let mut pauses_at = None;
+        if case.has("zombie") && self.sleeping.bool() {
+            let most = [60, 300, 1_500, 6_000][self.sleeping.usize(0..4)];
+            pauses_at = Some(self.sleeping.u64(1..=most));
+        }
+        Life { fate, faults, power_before, until_end: false, idle, replay_into: None, pauses_at }
     }
 
-    /// A life of the program. None: it was cut short; otherwise how it ended.
-    fn live(&mut self, text: &str, life: Life) -> Result<Option<Result<Summary, String>>, String> {
+    /// The begin of a life of the program.
+    fn begin(&mut self, text: &str, life: Life) -> Result<(Alive, Run), String> {
         let loaded = load(text);
         let mut rate = if self.case.has("clock") && self.rng.u32(0..8) == 0 { 10 } else { 1 };
         rate = self.case.wrong.map_or(rate, Wrong::rate);
         // Fast clocks do not make the machine slower.
         let fate = Fate { pace_us: life.fate.pace_us / rate, ..life.fate };
         if life.power_before {
+            // Who is paused is on the same machine.
+            for paused in std::mem::take(&mut self.paused) {
+                self.end_of(paused)?;
+            }
             self.disk.cut_power();
+            // The folder of a term may be gone, and its number is the next one's.
+            let newest = self.newest_term().unwrap_or(0);
+            self.began.retain(|term, _| *term <= newest);
             let past = plan::past(&self.disk.look(), &Layout::new(DATA.into()), None);
             self.report.torn += past.map_or(0, |past| past.torn.len() as u64);
         }
@@ -467,23 +578,59 @@ impl Sim<'_> {
             destinations: Arc::new(Seam(self.destinations.clone())),
             crew: Arc::new(OneAtATime(baton.clone())),
         };
-        let ended = run.go().map_err(|failure| failure.to_string());
+        let walls = [wall_ms, jumps_to.unwrap_or(wall_ms)];
+        Ok((Alive { world, baton, disk, clock, began, walls }, run))
+    }
+
+    /// The newest term that there is.
+    fn newest_term(&self) -> Option<u64> {
+        let logs = Layout::new(DATA.into()).logs;
+        epoch_log::terms(&self.disk.look(), &logs).ok().and_then(|terms| terms.last().copied())
+    }
+
+    /// A life of the program. None: it was cut short, or paused; otherwise how it ended.
+    fn live(&mut self, text: &str, life: Life) -> Result<Option<Ended>, String> {
+        let pauses_at = life.pauses_at;
+        let (alive, run) = self.begin(text, life)?;
+        let Alive { world, baton, disk, clock, .. } = &alive;
+        disk.sleeper().wakes(self.wakes());
+        let ended = match pauses_at {
+            None => run.go().map_err(|failure| failure.to_string()),
+            Some(points) => {
+                let sleeper = disk.sleeper();
+                sleeper.holds();
+                let of_thread = sleeper.clone();
+                let thread = std::thread::spawn(move || {
+                    let _ends = Leaving(&of_thread);
+                    of_thread.begins();
+                    run.go().map_err(|failure| failure.to_string())
+                });
+                if sleeper.go_on(points) {
+                    self.wall_ms = clock.wall_ms();
+                    let term = self.newest_term().ok_or("paused without a term")?;
+                    self.now.fetch_add(self.sleeping.u64(1_000..2_000_000), SeqCst);
+                    self.report.paused += 1;
+                    self.paused.push(Paused { term, alive, thread: Some(thread) });
+                    return Ok(None);
+                }
+                joined(thread)?
+            }
+        };
         let cut_short = world.over();
         disk.kill();
         baton.clear();
         self.wall_ms = clock.wall_ms();
         let logs = Layout::new(DATA.into()).logs;
-        let newest = epoch_log::terms(&self.disk.look(), &logs).ok().and_then(|terms| terms.last().copied());
+        let newest = self.newest_term();
         if let Some(newest) = newest {
-            let lasted_ms = (world.now() - began) / 1000 * rate;
-            let walls = [wall_ms, jumps_to.unwrap_or(wall_ms)];
-            self.began.entry(newest).or_insert(Began { walls, lasted_ms });
+            self.began.entry(newest).or_insert(alive.began());
         }
         let report = &mut self.report;
         report.turns += world.turns();
         report.calls = disk.calls();
         report.disk_faults = disk.failed();
         report.sink_faults = self.destinations.failed();
+        report.fenced = self.destinations.fenced();
         for part in [baton.trace(), disk.trace(), self.destinations.trace(), world.now()] {
             report.trace = hash(report.trace, &part.to_le_bytes());
         }
@@ -524,6 +671,71 @@ impl Sim<'_> {
         Ok(Some(ended))
     }
 
+    /// Those who are paused, and go on for a while in the middle of the next life.
+    fn wakes(&mut self) -> Vec<Wake> {
+        let mut wakes = Vec::new();
+        for paused in &self.paused {
+            let (mut at, rng) = (0, &mut self.sleeping);
+            for _ in 0..[0, 0, 1, 2, 5][rng.usize(0..5)] {
+                let (most, long) = ([100, 600, 3_000][rng.usize(0..3)], [3, 40, 400][rng.usize(0..3)]);
+                at += rng.u64(1..=most);
+                wakes.push(Wake { at, whom: paused.sleeper(), points: rng.u64(1..=long) });
+            }
+        }
+        wakes
+    }
+
+    /// Between two lives: some of those who are paused go on.
+    fn some_go_on(&mut self) -> Result<(), String> {
+        for paused in std::mem::take(&mut self.paused) {
+            let replaced = self.newest_term() > Some(paused.term);
+            if replaced && self.sleeping.u32(0..3) == 0 { self.goes_on(paused)? } else { self.paused.push(paused) }
+        }
+        Ok(())
+    }
+
+    /// One that was paused goes on: until it ends by itself, or is killed.
+    fn goes_on(&mut self, paused: Paused) -> Result<(), String> {
+        let replaced = self.newest_term() > Some(paused.term);
+        let (sleeper, until_end) = (paused.sleeper(), replaced && self.sleeping.u32(0..3) > 0);
+        let most = [10, 100, 1_000][self.sleeping.usize(0..3)];
+        let points = self.sleeping.u64(1..=most);
+        let since = self.now.load(SeqCst);
+        while sleeper.go_on(if until_end { 100 } else { points }) && until_end {
+            let lasted = self.now.load(SeqCst) - since;
+            if lasted > ZOMBIE_US {
+                return Err(format!("term {} was replaced, and goes on for {lasted} us", paused.term));
+            }
+        }
+        self.end_of(paused)
+    }
+
+    /// The end of one that was paused, now if it has not come.
+    fn end_of(&mut self, mut paused: Paused) -> Result<(), String> {
+        let by_itself = paused.sleeper().over() && !paused.alive.world.over();
+        let Some(ended) = paused.end().transpose()? else { return Ok(()) };
+        let (points, Paused { term, alive, .. }) = (paused.sleeper().since_woken(), &paused);
+        let term = *term;
+        tracing::info!(term, points, by_itself, ?ended, "the end of one that was paused");
+        self.began.insert(term, alive.began());
+        let report = &mut self.report;
+        report.turns += alive.world.turns();
+        report.trace = hash(report.trace, &alive.baton.trace().to_le_bytes());
+        if alive.baton.panicked() || ended.as_ref().is_err_and(|e| e.contains("panicked")) {
+            return Err(format!("a panic: {ended:?}"));
+        }
+        if self.newest_term() > Some(term)
+            && let Some(points) = points
+        {
+            self.replaced.insert(term);
+            let report = &mut self.report;
+            report.zombies += 1;
+            report.zombie_points += points;
+            report.zombies_ended += u64::from(by_itself);
+        }
+        Ok(())
+    }
+
     /// Turns over a bit of the newest checkpoint, where there is an older one to go on from.
     fn damage(&mut self) -> Result<(), String> {
         let files = self.disk.look();
@@ -555,6 +767,7 @@ impl Sim<'_> {
             until_end: false,
             idle: 0,
             replay_into: None,
+            pauses_at: None,
         };
         self.live(&text, life)?;
         self.report.counted = self.report.calls;
@@ -574,6 +787,7 @@ impl Sim<'_> {
             until_end: true,
             idle: 0,
             replay_into: None,
+            pauses_at: None,
         };
         let ended = self.live(&text, good)?;
         let summary = match ended {
@@ -581,6 +795,9 @@ impl Sim<'_> {
             Some(Err(failure)) => return Err(format!("a run without faults failed: {failure}")),
             None => return Err("a run without faults was cut short".into()),
         };
+        for paused in std::mem::take(&mut self.paused) {
+            self.goes_on(paused)?;
+        }
         let journal = self.compare(&text, &summary)?;
         // The log, run again on another number of workers, gives the same journal.
         let text = self.plant.text(&mut self.rng);
@@ -591,6 +808,7 @@ impl Sim<'_> {
             until_end: false,
             idle: 0,
             replay_into: Some("/sim/again"),
+            pauses_at: None,
         };
         match self.live(&text, replay)? {
             Some(Ok(_)) => {}
@@ -631,15 +849,22 @@ impl Sim<'_> {
         if !self.case.unpromised {
             first_difference("stream", &self.destinations.stream("stream"), &journal)?;
         }
-        let mut topic = self.destinations.topic("topic");
-        topic.sort();
-        topic.dedup();
         let mut once = journal.clone();
         once.sort();
-        if self.case.unpromised {
-            // Alerts of epochs that are lost had left.
-            topic.retain(|line| once.binary_search(line).is_ok());
+        let mut topic: Vec<String> = Vec::new();
+        for (term, line) in self.destinations.topic("topic") {
+            if once.binary_search(&line).is_ok() {
+                topic.push(line);
+            } else if self.replaced.contains(&term) {
+                // A topic cannot refuse whoever has been replaced: what that one makes of its records comes, too.
+                self.report.zombie_alerts += 1;
+            } else if !self.case.unpromised {
+                // (There alerts of epochs that are lost had left.)
+                topic.push(line);
+            }
         }
+        topic.sort();
+        topic.dedup();
         first_difference("topic", &topic, &once)?;
         let mut last: BTreeMap<(String, String), (i64, u64)> = BTreeMap::new();
         let mut rows: Vec<Row> = Vec::new();
@@ -682,6 +907,25 @@ impl Sim<'_> {
         report.dead_letters = summary.dead_letters;
         Ok(journal)
     }
+}
+
+/// Tells that a process has ended, however it did.
+struct Leaving<'a>(&'a Sleeper);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+fn joined(thread: JoinHandle<Ended>) -> Result<Ended, String> {
+    thread.join().map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        format!(
+            "a panic: {}",
+            text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default()
+        )
+    })
 }
 
 type Row = (i32, i64, u16, (String, String), i64, u64);

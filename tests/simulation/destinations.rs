@@ -1,5 +1,6 @@
 //! Destinations that live only in memory: they go away, die and forget their last second, answer too late, take half of
-//! a batch; and a write of a process that is gone may still arrive.
+//! a batch; and a write of a process that is gone may still arrive. As the scripts in `src/sink` have it, a Redis refuses
+//! an older term, and a stream whoever does not know its last entry; a topic takes what it gets from anybody.
 
 use fastrand::Rng;
 use operators::{Epoch, Verdict};
@@ -18,8 +19,8 @@ use tokio::runtime::Handle;
 /// What is written.
 #[derive(Clone)]
 enum Batch {
-    /// As a Redis Stream: skips what is at or below its last id.
-    Stream(Vec<(Position, String)>),
+    /// As a Redis Stream whose last id is as given: skips what is at or below it.
+    Stream(Position, Vec<(Position, String)>),
     /// As a topic: takes everything.
     Topic(Vec<String>),
     /// As hashes: what is newer or as new stands.
@@ -29,7 +30,7 @@ enum Batch {
 impl Batch {
     fn len(&self) -> usize {
         match self {
-            Batch::Stream(entries) => entries.len(),
+            Batch::Stream(_, entries) => entries.len(),
             Batch::Topic(entries) => entries.len(),
             Batch::Last(entries) => entries.len(),
         }
@@ -38,30 +39,47 @@ impl Batch {
 
 #[derive(Default)]
 struct Server {
-    /// Refuses older ones; a topic does not.
-    term: u64,
+    /// Since when it knows which term, and refuses older ones; a topic knows none.
+    terms: Vec<(u64, u64)>,
     /// Connections of an earlier one are broken.
     generation: u64,
     down_until: u64,
     stream: Vec<(u64, Position, String)>,
-    topic: Vec<String>,
+    /// With the term that wrote it.
+    topic: Vec<(u64, String)>,
     last: Vec<(u64, (String, String), i64, u64)>,
 }
 
 impl Server {
+    /// Refuses an older term, and remembers a newer one. False: refused.
+    fn fence(&mut self, now: u64, term: u64) -> bool {
+        let known = self.terms.last().map_or(0, |(_, term)| *term);
+        if term > known {
+            self.terms.push((now, term));
+        }
+        term >= known
+    }
+
     fn take(&mut self, now: u64, term: u64, batch: &Batch, count: usize) -> Result<(), SinkError> {
-        if term < self.term && !matches!(batch, Batch::Topic(_)) {
-            return Err(SinkError::Unavailable("an older term".into()));
+        if !matches!(batch, Batch::Topic(_)) && !self.fence(now, term) {
+            return Err(SinkError::Foreign("simulated: a newer run writes there".into()));
         }
         match batch {
-            Batch::Stream(entries) => {
+            Batch::Stream(known, entries) => {
+                let last = self.stream.last().map(|(_, last, _)| *last).unwrap_or_default();
+                if last < *known {
+                    return Err(SinkError::Unavailable(format!("simulated: it went back to {last}")));
+                }
+                if last > *known {
+                    return Err(SinkError::Foreign(format!("simulated: its last id is {last}, not {known}")));
+                }
                 for (position, line) in &entries[..count] {
                     if self.stream.last().is_none_or(|(_, last, _)| last < position) {
                         self.stream.push((now, *position, line.clone()));
                     }
                 }
             }
-            Batch::Topic(entries) => self.topic.extend_from_slice(&entries[..count]),
+            Batch::Topic(entries) => self.topic.extend(entries[..count].iter().map(|line| (term, line.clone()))),
             Batch::Last(entries) => {
                 self.last.extend(entries[..count].iter().map(|(name, time, bits)| (now, name.clone(), *time, *bits)));
             }
@@ -87,6 +105,8 @@ struct State {
     /// Writes and how they went.
     trace: u64,
     failed: u64,
+    /// Calls that were refused, for a newer term had written.
+    fenced: u64,
 }
 
 /// All of them, over all lives.
@@ -107,6 +127,7 @@ impl Destinations {
             faults: false,
             trace: 0,
             failed: 0,
+            fenced: 0,
         };
         Arc::new(Self { state: Mutex::new(state), now, forgets_us })
     }
@@ -148,6 +169,7 @@ impl Destinations {
         server.down_until = down_until;
         server.stream.retain(|(at, _, _)| at + self.forgets_us <= now);
         server.last.retain(|(at, _, _, _)| at + self.forgets_us <= now);
+        server.terms.retain(|(at, _)| at + self.forgets_us <= now);
     }
 
     pub fn trace(&self) -> u64 {
@@ -164,7 +186,12 @@ impl Destinations {
     pub fn stream_at(&self, server: &str) -> Vec<u64> {
         self.state().servers.get(server).map_or_else(Vec::new, |s| s.stream.iter().map(|(at, _, _)| *at).collect())
     }
-    pub fn topic(&self, server: &str) -> Vec<String> {
+    /// Calls of an older term that were refused.
+    pub fn fenced(&self) -> u64 {
+        self.state().fenced
+    }
+    /// Each line with the term that wrote it.
+    pub fn topic(&self, server: &str) -> Vec<(u64, String)> {
         self.state().servers.get(server).map_or_else(Vec::new, |s| s.topic.clone())
     }
     /// By (sensor, metric): time and bits of the newest value.
@@ -186,8 +213,12 @@ struct Remote<I> {
     term: u64,
     generation: u64,
     traits: Traits,
+    /// Whether its destination refuses older terms.
+    knows_terms: bool,
     has_position: bool,
-    batch: fn(&[I]) -> Batch,
+    /// The last entry there, as we know it.
+    last: Position,
+    batch: fn(Position, &[I]) -> Batch,
 }
 
 impl<I: Item> Sink for Remote<I> {
@@ -205,24 +236,27 @@ impl<I: Item> Sink for Remote<I> {
         if refuses || now < server.down_until {
             return Err(StartError::Unreachable("simulated: no answer".into()));
         }
-        if term < server.term {
-            return Err(StartError::Denied("simulated: an older term".into()));
-        }
-        server.term = term;
         (self.term, self.generation) = (term, server.generation);
+        if self.knows_terms && !server.fence(now, term) {
+            state.fenced += 1;
+            return Err(StartError::Foreign("simulated: a newer run writes there".into()));
+        }
         Ok(())
     }
 
     async fn position(&mut self) -> Result<Option<Position>, SinkError> {
         let state = self.all.state();
         let last = state.servers.get(&self.server).and_then(|s| s.stream.last().map(|(_, position, _)| *position));
-        Ok(self.has_position.then(|| last.unwrap_or_default()))
+        drop(state);
+        self.last = last.unwrap_or_default();
+        Ok(self.has_position.then_some(self.last))
     }
 
     async fn write(&mut self, items: &[I]) -> Result<Written, SinkError> {
-        let batch = (self.batch)(items);
+        let batch = (self.batch)(self.last, items);
         let entries = batch.len() as u64;
         Call::new(self, Some(batch)).await?;
+        self.last = items.last().and_then(Item::last).unwrap_or_default().max(self.last);
         Ok(Written { entries, ..Written::default() })
     }
 
@@ -291,7 +325,10 @@ impl Call {
             (Some(batch), _) => batch.len(),
         };
         if let Some(batch) = &self.batch {
-            server.take(now, self.term, batch, count)?;
+            let older = server.terms.last().is_some_and(|(_, term)| self.term < *term);
+            let taken = server.take(now, self.term, batch, count);
+            state.fenced += u64::from(older && taken.is_err());
+            taken?;
         }
         let number = [count as u64, now, self.term];
         let bytes: Vec<u8> = number.iter().flat_map(|n| n.to_le_bytes()).collect();
@@ -347,15 +384,15 @@ fn entries(items: &[Alerts]) -> impl Iterator<Item = (Epoch, &sink::JournalEntry
     })
 }
 
-fn stream(items: &[Alerts]) -> Batch {
-    Batch::Stream(entries(items).map(|(epoch, entry, text)| (Position { epoch, n: entry.n }, text)).collect())
+fn stream(last: Position, items: &[Alerts]) -> Batch {
+    Batch::Stream(last, entries(items).map(|(epoch, entry, text)| (Position { epoch, n: entry.n }, text)).collect())
 }
 
-fn topic(items: &[Alerts]) -> Batch {
+fn topic(_: Position, items: &[Alerts]) -> Batch {
     Batch::Topic(entries(items).map(|(_, _, text)| text).collect())
 }
 
-fn last(items: &[Rows]) -> Batch {
+fn last(_: Position, items: &[Rows]) -> Batch {
     let rows = items.iter().flat_map(|rows| rows.batch.rows.iter().map(move |row| (rows, row)));
     let accepted = rows.filter(|(_, row)| row.verdict == Verdict::Accepted);
     let named = accepted.map(|(rows, row)| {
@@ -369,12 +406,14 @@ fn last(items: &[Rows]) -> Batch {
 pub struct Seam(pub Arc<Destinations>);
 
 impl Seam {
-    fn remote<I: Item>(&self, server: &str, kind: (bool, u64), batch: fn(&[I]) -> Batch) -> Remote<I> {
+    fn remote<I: Item>(&self, server: &str, kind: (bool, u64), batch: fn(Position, &[I]) -> Batch) -> Remote<I> {
+        // What can forget is a Redis, and that knows terms.
         let (has_position, forgets_us) = kind;
+        let (knows_terms, last) = (forgets_us > 0, Position::default());
         // Small batches: more of them to lose.
         let traits = Traits { in_checkpoint: false, forgets_us, batch_entries: 8, batch_bytes: 1 << 20 };
         let (all, server) = (self.0.clone(), server.to_owned());
-        Remote { all, server, term: 0, generation: 0, traits, has_position, batch }
+        Remote { all, server, term: 0, generation: 0, traits, knows_terms, has_position, last, batch }
     }
 }
 
@@ -391,7 +430,7 @@ impl sink::Destinations for Seam {
             if matches!(settings, SinkSettings::RedisStream(_) | SinkSettings::RedisLast(_)) {
                 let server = state.servers.entry(name.clone()).or_default();
                 if now >= server.down_until {
-                    server.term = server.term.max(term);
+                    server.fence(now, term);
                 }
             }
         }

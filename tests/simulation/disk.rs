@@ -4,7 +4,11 @@
 //! What a machine may do to unsynced writes: a file keeps a prefix of what was appended since its last sync, with a hole
 //! of zeros where blocks were written out of order; a truncation may not have happened; of the creations, renames and
 //! removals in a directory since its last sync some have happened. kill -9 loses nothing of this.
+//!
+//! Several lives of the program may use it at once: files that are open stay so whatever becomes of their names, and a
+//! lock is held until whoever has it closes the file or dies.
 
+use crate::sleeper::Sleeper;
 use fastrand::Rng;
 use std::collections::BTreeMap;
 use std::io;
@@ -62,16 +66,25 @@ struct State {
     /// By directory, since its last sync.
     changes: BTreeMap<PathBuf, Vec<Change>>,
     rng: Rng,
+    failed: u64,
+    trace: u64,
+    /// The first is no life of the program, but of those who only want to look.
+    lives: Vec<Life>,
+    /// By file: who has it locked, and through which of the open ones.
+    locks: BTreeMap<usize, (usize, u64)>,
+    opened: u64,
+}
+
+/// What there is for one life of the program.
+#[derive(Default)]
+struct Life {
     faults: DiskFaults,
     /// Nothing more fits.
     full: bool,
     calls: u64,
-    failed: u64,
-    /// What failed in this life: number and path of the call.
+    /// What failed: number and path of the call.
     failures: Vec<(u64, PathBuf)>,
-    trace: u64,
-    /// Which life of the program may use it; a call of an earlier one fails.
-    life: u64,
+    /// Every call fails.
     dead: bool,
 }
 
@@ -84,35 +97,39 @@ impl State {
     }
 
     /// Before each call: whether it fails, and how.
-    fn call(&mut self, life: u64, what: &str, path: &Path) -> Result<(), io::Error> {
-        if self.dead || life != self.life {
+    fn call(&mut self, life: usize, what: &str, path: &Path) -> Result<(), io::Error> {
+        let of = &mut self.lives[life];
+        if of.dead {
             return Err(io::Error::other("this life is over"));
         }
-        self.calls += 1;
-        self.note(what, path, self.calls);
-        if self.faults.crash_at == Some(self.calls) {
-            self.dead = true;
+        of.calls += 1;
+        let (calls, faults) = (of.calls, of.faults.clone());
+        self.note(what, path, calls);
+        if faults.crash_at == Some(calls) {
+            self.lives[life].dead = true;
             return Err(io::Error::other("crash"));
         }
-        let nth = self.faults.nth.filter(|(first, count, _)| (*first..first + count).contains(&self.calls));
-        let eio = self.faults.eio > 0 && self.rng.u32(0..10_000) < self.faults.eio;
+        let nth = faults.nth.filter(|(first, count, _)| (*first..first + count).contains(&calls));
+        let eio = faults.eio > 0 && self.rng.u32(0..10_000) < faults.eio;
         match nth {
-            Some((_, _, Kind::Eio)) => self.fail(path, io::Error::from_raw_os_error(5)),
-            _ if eio => self.fail(path, io::Error::from_raw_os_error(5)),
+            Some((_, _, Kind::Eio)) => self.fail(life, path, io::Error::from_raw_os_error(5)),
+            _ if eio => self.fail(life, path, io::Error::from_raw_os_error(5)),
             _ => Ok(()),
         }
     }
 
     /// Before each call that needs room.
-    fn room(&mut self, path: &Path) -> Result<(), io::Error> {
-        let nth = self.faults.nth.filter(|(first, count, _)| (*first..first + count).contains(&self.calls));
-        let full = self.full || matches!(nth, Some((_, _, Kind::Full)));
-        if full { self.fail(path, io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    fn room(&mut self, life: usize, path: &Path) -> Result<(), io::Error> {
+        let Life { faults, full, calls, .. } = &self.lives[life];
+        let nth = faults.nth.filter(|(first, count, _)| (*first..first + count).contains(calls));
+        let full = *full || matches!(nth, Some((_, _, Kind::Full)));
+        if full { self.fail(life, path, io::Error::from_raw_os_error(28)) } else { Ok(()) }
     }
 
-    fn fail(&mut self, path: &Path, error: io::Error) -> Result<(), io::Error> {
+    fn fail(&mut self, life: usize, path: &Path, error: io::Error) -> Result<(), io::Error> {
         self.failed += 1;
-        self.failures.push((self.calls, path.to_owned()));
+        let of = &mut self.lives[life];
+        of.failures.push((of.calls, path.to_owned()));
         Err(error)
     }
 
@@ -142,6 +159,7 @@ impl State {
     }
 
     fn power_cut(&mut self) {
+        self.lives.iter_mut().skip(1).for_each(|life| life.dead = true);
         for (_, changes) in std::mem::take(&mut self.changes) {
             // A prefix, or any of them.
             let prefix = self.rng.bool().then(|| self.rng.usize(0..=changes.len()));
@@ -211,26 +229,36 @@ impl State {
 #[derive(Clone)]
 pub struct Disk {
     state: Arc<Mutex<State>>,
-    life: u64,
+    life: usize,
+    sleeper: Arc<Sleeper>,
 }
 
 impl Disk {
     pub fn new(seed: u64) -> Self {
         let root = BTreeMap::from([(PathBuf::from("/"), Node::Dir)]);
-        let state = State { rng: Rng::with_seed(seed), names: root.clone(), durable: root, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), life: 0 }
+        let (names, durable, lives) = (root.clone(), root, vec![Life::default()]);
+        let state = State { rng: Rng::with_seed(seed), names, durable, lives, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), life: 0, sleeper: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The machine goes down with the last life of the program.
+    /// For a call: before it, the process may be paused, if it lives.
+    fn calling(&self) -> MutexGuard<'_, State> {
+        if !self.dead() {
+            self.sleeper.point();
+        }
+        self.state()
+    }
+
+    /// The machine goes down, and whatever runs on it.
     pub fn cut_power(&self) {
         self.state().power_cut();
     }
 
-    /// For a new life of the program, after the last one ended; `power`: the machine went down with it.
+    /// For a new life of the program, after the last one ended or was paused; `power`: the machine went down with it.
     pub fn begin(&self, faults: DiskFaults, power: bool) -> Disk {
         let mut state = self.state();
         if power {
@@ -238,17 +266,18 @@ impl Disk {
         } else {
             state.settle();
         }
-        (state.dead, state.full, state.calls, state.faults) = (false, false, 0, faults);
-        state.failures.clear();
-        state.life += 1;
-        Disk { state: self.state.clone(), life: state.life }
+        state.lives.push(Life { faults, ..Life::default() });
+        Disk { state: self.state.clone(), life: state.lives.len() - 1, sleeper: Arc::default() }
     }
 
-    /// The files as the last life left them, for whoever wants to see them.
+    /// What may pause this life.
+    pub fn sleeper(&self) -> Arc<Sleeper> {
+        self.sleeper.clone()
+    }
+
+    /// The files as they are, for whoever wants to see them.
     pub fn look(&self) -> Disk {
-        let mut state = self.state();
-        (state.dead, state.full, state.faults) = (false, false, DiskFaults::default());
-        Disk { state: self.state.clone(), life: state.life }
+        Disk { state: self.state.clone(), life: 0, sleeper: Arc::default() }
     }
 
     /// What lies there is not what was written: one bit of a file, which the generator draws.
@@ -265,61 +294,87 @@ impl Disk {
 
     /// Ends this life: every call fails from now on, and changes nothing.
     pub fn kill(&self) {
-        self.state().dead = true;
+        self.state().lives[self.life].dead = true;
     }
     pub fn dead(&self) -> bool {
-        self.state().dead
+        self.state().lives[self.life].dead
     }
     pub fn set_full(&self, full: bool) {
-        self.state().full = full;
+        self.state().lives[self.life].full = full;
     }
     pub fn calls(&self) -> u64 {
-        self.state().calls
+        self.state().lives[self.life].calls
     }
-    /// Calls that were made to fail.
+    /// Calls that were made to fail, of all lives.
     pub fn failed(&self) -> u64 {
         self.state().failed
     }
     /// What failed in this life: number and path of the call.
     pub fn failures(&self) -> Vec<(u64, PathBuf)> {
-        self.state().failures.clone()
+        self.state().lives[self.life].failures.clone()
     }
     pub fn trace(&self) -> u64 {
         self.state().trace
     }
+
+    fn open(&self, state: &mut State, path: &Path, file: usize, at: Option<usize>) -> Box<dyn FileWriter> {
+        state.opened += 1;
+        Box::new(Open { disk: self.clone(), path: path.to_owned(), file, number: state.opened, at })
+    }
 }
 
-struct Appending {
+/// An open file. It stays that file when its name goes, or becomes another one's.
+struct Open {
     disk: Disk,
     path: PathBuf,
     file: usize,
+    number: u64,
+    /// Where it writes next; at the end, where it was opened for appending.
+    at: Option<usize>,
 }
 
-impl FileWriter for Appending {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+impl Drop for Open {
+    fn drop(&mut self) {
         let mut state = self.disk.state();
-        let gone = state.dead || state.life != self.disk.life;
-        let done = state.call(self.disk.life, "write", &self.path).and_then(|()| state.room(&self.path));
-        state.note("bytes", &self.path, bytes.len() as u64);
+        if state.locks.get(&self.file) == Some(&(self.disk.life, self.number)) {
+            state.locks.remove(&self.file);
+        }
+    }
+}
+
+impl FileWriter for Open {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.disk.calling();
+        let life = self.disk.life;
+        let gone = state.lives[life].dead;
+        let done = state.call(life, "write", &self.path).and_then(|()| state.room(life, &self.path));
         let fits = match done {
-            _ if gone => 0,
+            _ if gone => return done,
             Ok(()) => bytes.len(),
             // Torn.
             Err(_) => state.rng.usize(0..=bytes.len()),
         };
-        state.files[self.file].bytes.extend_from_slice(&bytes[..fits]);
+        state.note("bytes", &self.path, bytes.len() as u64);
+        let file = &mut state.files[self.file];
+        let at = self.at.unwrap_or(file.bytes.len());
+        file.bytes.resize(file.bytes.len().max(at + fits), 0);
+        file.bytes[at..at + fits].copy_from_slice(&bytes[..fits]);
+        file.synced = file.synced.min(at);
+        self.at = self.at.map(|at| at + fits);
         done
     }
     fn sync(&mut self) -> io::Result<()> {
-        let mut state = self.disk.state();
+        let mut state = self.disk.calling();
+        let gone = state.lives[self.disk.life].dead;
         let done = state.call(self.disk.life, "sync", &self.path);
         let file = self.file;
         match done {
+            _ if gone => {}
             Ok(()) => {
                 let file = &mut state.files[file];
                 (file.synced, file.before) = (file.bytes.len(), None);
             }
-            Err(_) if !state.dead && state.life == self.disk.life => {
+            Err(_) if !state.lives[self.disk.life].dead => {
                 let (synced, length) = (state.files[file].synced, state.files[file].bytes.len());
                 let lost = state.rng.usize(synced..=length);
                 state.files[file].holes.push((lost, length));
@@ -328,8 +383,18 @@ impl FileWriter for Appending {
         }
         done
     }
-    fn truncate(&mut self, length: u64) -> io::Result<()> {
+    fn try_lock(&mut self) -> io::Result<bool> {
         let mut state = self.disk.state();
+        let ours = (self.disk.life, self.number);
+        let (life, number) = *state.locks.get(&self.file).unwrap_or(&ours);
+        let free = (life, number) == ours || state.lives[life].dead;
+        if free {
+            state.locks.insert(self.file, ours);
+        }
+        Ok(free)
+    }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        let mut state = self.disk.calling();
         state.call(self.disk.life, "truncate", &self.path)?;
         let (file, length) = (&mut state.files[self.file], length as usize);
         if length < file.bytes.len() {
@@ -348,9 +413,9 @@ impl FileWriter for Appending {
 
 impl Fs for Disk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn FileWriter>> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "create", path)?;
-        state.room(path)?;
+        state.room(self.life, path)?;
         if let Some(dir) = path.parent() {
             state.dir(dir)?;
         }
@@ -361,16 +426,16 @@ impl Fs for Disk {
         state.files.push(File::default());
         state.names.insert(path.to_owned(), Node::File(file));
         state.changed(path, Change::Put(path.to_owned(), Node::File(file)));
-        Ok(Box::new(Appending { disk: self.clone(), path: path.to_owned(), file }))
+        Ok(self.open(&mut state, path, file, Some(0)))
     }
     fn append(&self, path: &Path) -> io::Result<Box<dyn FileWriter>> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "append", path)?;
         let file = state.file(path)?;
-        Ok(Box::new(Appending { disk: self.clone(), path: path.to_owned(), file }))
+        Ok(self.open(&mut state, path, file, None))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "rename", from)?;
         let file = state.file(from)?;
         state.names.remove(from);
@@ -384,7 +449,7 @@ impl Fs for Disk {
         Ok(())
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "sync_dir", path)?;
         state.dir(path)?;
         state.changes.remove(path);
@@ -395,19 +460,19 @@ impl Fs for Disk {
         Ok(())
     }
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "list", path)?;
         state.dir(path)?;
         Ok(state.names.keys().filter(|p| p.parent() == Some(path)).cloned().collect())
     }
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "read", path)?;
         let file = state.file(path)?;
         Ok(state.files[file].bytes.clone())
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "remove", path)?;
         if !state.names.contains_key(path) {
             return Err(io::Error::from(io::ErrorKind::NotFound));
@@ -419,20 +484,20 @@ impl Fs for Disk {
         Ok(())
     }
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "create_dir", path)?;
         let missing: Vec<&Path> = path.ancestors().take_while(|p| !state.names.contains_key(*p)).collect();
         for dir in missing.into_iter().rev() {
-            state.room(dir)?;
+            state.room(self.life, dir)?;
             state.names.insert(dir.to_owned(), Node::Dir);
             state.changed(dir, Change::Put(dir.to_owned(), Node::Dir));
         }
         Ok(())
     }
     fn create_dir_new(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.calling();
         state.call(self.life, "create_dir_new", path)?;
-        state.room(path)?;
+        state.room(self.life, path)?;
         if let Some(parent) = path.parent() {
             state.dir(parent)?;
         }
@@ -441,6 +506,8 @@ impl Fs for Disk {
         }
         state.names.insert(path.to_owned(), Node::Dir);
         state.changed(path, Change::Put(path.to_owned(), Node::Dir));
+        // What makes a term.
+        self.sleeper.has_term();
         Ok(())
     }
     fn exists(&self, path: &Path) -> bool {

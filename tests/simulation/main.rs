@@ -17,6 +17,7 @@ mod expected;
 mod memory;
 #[path = "../common/random_input.rs"]
 mod random_input;
+mod sleeper;
 mod syncs;
 #[path = "../common/tested.rs"]
 mod tested;
@@ -124,6 +125,12 @@ impl Report {
         self.crashes_in_outage += other.crashes_in_outage;
         self.torn += other.torn;
         self.damaged += other.damaged;
+        self.paused += other.paused;
+        self.zombies += other.zombies;
+        self.zombies_ended += other.zombies_ended;
+        self.zombie_points += other.zombie_points;
+        self.zombie_alerts += other.zombie_alerts;
+        self.fenced += other.fenced;
         self.terms += other.terms;
         self.silences += other.silences;
     }
@@ -146,6 +153,8 @@ fn seeds_with_faults_equal_the_oracle() {
         assert!(sum.alerts > 10_000 && sum.duplicates > 5_000 && sum.late > 500, "too little to compare: {sum:?}");
         assert!(sum.crashes > 300 && sum.power_cuts > 80 && sum.torn > 5, "too few crashes: {sum:?}");
         assert!(sum.damaged > 80, "too few damaged checkpoints: {sum:?}");
+        assert!(sum.zombies > 100 && sum.zombies_ended > 80, "too few zombies: {sum:?}");
+        assert!(sum.zombie_points > 5_000 && sum.fenced > 10, "zombies did too little: {sum:?}");
         assert!(sum.disk_faults > 100 && sum.sink_faults > 400, "too few faults: {sum:?}");
         assert!(sum.waited > 100 && sum.crashes_in_outage > 50, "too little waited for: {sum:?}");
     }

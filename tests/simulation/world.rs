@@ -4,6 +4,7 @@ use crate::clocks::JUMPS_AFTER_US;
 use crate::destinations::Destinations;
 use crate::disk::Disk;
 use crate::memory::Partitions;
+use crate::sleeper::Sleeper;
 use fastrand::Rng;
 use operators::Stream;
 use std::collections::BTreeMap;
@@ -55,7 +56,10 @@ pub struct Seen {
 
 pub struct World {
     now: Arc<AtomicU64>,
+    /// What time went on by for this process alone, after it was left to its end.
+    alone: AtomicU64,
     pub disk: Disk,
+    sleeper: Arc<Sleeper>,
     pub destinations: Arc<Destinations>,
     fate: Fate,
     readiness: Arc<Readiness>,
@@ -73,6 +77,8 @@ impl World {
         let events = Events { rng: Rng::with_seed(seed), turns: 0, full_until: 0, seen: Seen::default() };
         Arc::new(Self {
             now,
+            alone: AtomicU64::new(0),
+            sleeper: disk.sleeper(),
             disk,
             destinations,
             fate,
@@ -86,10 +92,11 @@ impl World {
     }
 
     pub fn now(&self) -> u64 {
-        self.now.load(SeqCst)
+        self.now.load(SeqCst) + self.alone.load(SeqCst)
     }
     pub fn advance(&self, us: u64) {
-        self.now.fetch_add(us, SeqCst);
+        let time = if self.sleeper.over() { &self.alone } else { &*self.now };
+        time.fetch_add(us, SeqCst);
     }
     pub fn over(&self) -> bool {
         self.disk.dead()
@@ -107,6 +114,12 @@ impl World {
 
     /// Before a turn: time goes on, things happen. False: this life is over.
     pub fn turn(&self) -> bool {
+        if !self.over() {
+            self.sleeper.point();
+        }
+        if self.sleeper.over() {
+            return !self.over();
+        }
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let events = &mut *events;
         events.turns += 1;
@@ -120,7 +133,9 @@ impl World {
         }
         self.advance(events.rng.u64(0..=self.fate.pace_us));
         let now = self.now();
-        let mut happens = |of_10_000: u32| of_10_000 > 0 && events.rng.u32(0..10_000) < of_10_000;
+        // What else befalls the world is its successor's.
+        let woken = self.sleeper.since_woken().is_some();
+        let mut happens = |of_10_000: u32| !woken && of_10_000 > 0 && events.rng.u32(0..10_000) < of_10_000;
         if happens(self.fate.pauses) {
             self.advance(2_500_000);
         }
