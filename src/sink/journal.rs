@@ -251,6 +251,33 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_has_been_replaced_takes_nothing_of_the_journal_away() {
+        use crate::fenced::Fenced;
+        use crate::seam::RealFs;
+        use crate::terms::Fence;
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, path) = (dir.path().join("epochs"), dir.path().join("journal.jsonl"));
+        let of_term = |term: u64| {
+            std::fs::create_dir_all(logs.join(format!("term-{term}"))).unwrap();
+            let outage = Disk::for_tests().outage(what::JOURNAL);
+            let fs = Fenced::new(Arc::new(RealFs), Fence::new(Arc::new(RealFs), logs.clone(), term));
+            Journal::new(fs, path.clone(), 0, outage)
+        };
+        // It was about to open the journal, and slept meanwhile.
+        let (mut old, mut new) = (of_term(2), of_term(3));
+        now(async {
+            new.connect(3).await.unwrap();
+            new.write(&[alerts(1, None)]).await.unwrap();
+            let error = old.connect(2).await.unwrap_err();
+            assert!(error.to_string().contains("replaced by term 3"), "{error}");
+            new.write(&[alerts(2, None)]).await.unwrap();
+            drop(new);
+            assert!(old.connect(2).await.is_err());
+        });
+        assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
     fn half_a_line_is_cut_off_before_the_next_try() {
         let batches: Vec<Alerts> = (1..=50).map(|epoch| alerts(epoch, Some(epoch as f64))).collect();
         for seed in 0..50 {
