@@ -6,7 +6,7 @@ use crate::checkpoint::{self, Name, Newest, Piece, Position, Restored};
 use crate::dead_lane;
 use crate::epoch_log::{self, Control, FOR_EVER, Known, LogEnd, LogEnds, TermLog};
 use crate::error::Failure;
-use crate::seam::{Fs, make_dir, replace};
+use crate::seam::{Fs, make_dir, replace_by};
 use crate::sink::{JOURNAL, LaneState, segment};
 use crate::source::replay::Line;
 use crate::terms::{History, Manifest, Place};
@@ -239,7 +239,9 @@ fn read_past(fs: &dyn Fs, layout: &Layout, before: Option<u64>) -> anyhow::Resul
 ///
 /// They are written anew. Syncing them would prove nothing where their process died of a sync that failed: the system
 /// then shows bytes that it has given up on, and takes them for written.
-pub fn settle(fs: &dyn Fs, layout: &Layout, past: &Past) -> anyhow::Result<()> {
+///
+/// By a file that has the name of the term that begins, for their own process may be alive, and writing beside its log.
+pub fn settle(fs: &dyn Fs, layout: &Layout, past: &Past, begins: u64) -> anyhow::Result<()> {
     let named = past.history.manifest.iter().flat_map(|manifest| manifest.terms.keys()).collect::<BTreeSet<_>>();
     let last = past.restored.as_ref().map(Restored::name);
     // A checkpoint at the end of a term was written after the disk had all of its log.
@@ -250,7 +252,9 @@ pub fn settle(fs: &dyn Fs, layout: &Layout, past: &Past) -> anyhow::Result<()> {
             if fs.exists(&path) {
                 let mut bytes = fs.read(&path)?;
                 bytes.truncate(end.length as usize);
-                replace(fs, &path, &bytes).with_context(|| path.display().to_string())?;
+                let beside = path.with_extension(format!("of-{begins}.tmp"));
+                let settled = replace_by(fs, &path, &beside, |file| file.write_all(&bytes));
+                settled.with_context(|| path.display().to_string())?;
             }
         }
     }

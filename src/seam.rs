@@ -172,14 +172,23 @@ pub fn replace_with(
     path: &Path,
     write: impl FnOnce(&mut dyn FileWriter) -> io::Result<()>,
 ) -> io::Result<()> {
-    let beside = path.with_extension("tmp");
-    if fs.exists(&beside) {
-        fs.remove(&beside)?;
+    replace_by(fs, path, &path.with_extension("tmp"), write)
+}
+
+/// The same by a file of this name.
+pub fn replace_by(
+    fs: &dyn Fs,
+    path: &Path,
+    beside: &Path,
+    write: impl FnOnce(&mut dyn FileWriter) -> io::Result<()>,
+) -> io::Result<()> {
+    if fs.exists(beside) {
+        fs.remove(beside)?;
     }
-    let mut file = fs.create(&beside)?;
+    let mut file = fs.create(beside)?;
     write(&mut *file)?;
     file.sync()?;
-    fs.rename(&beside, path)?;
+    fs.rename(beside, path)?;
     match path.parent() {
         Some(parent) => fs.sync_dir(parent),
         None => Ok(()),

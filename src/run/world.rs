@@ -207,7 +207,7 @@ impl World {
             );
             past.set_aside.push(place);
         }
-        plan::settle(fs, layout, &past).map_err(of_state)?;
+        plan::settle(fs, layout, &past, term).map_err(of_state)?;
         terms::write(fs, &layout.logs, &past.manifest(term)).map_err(of_state)?;
         Ok((term, past))
     }
