@@ -20,8 +20,8 @@ java_command() {
 
 configure() {
     local dir=$1 port=$2 internal controller
-    internal=$(free_port)
-    controller=$(free_port)
+    internal=$(other_port "$port")
+    controller=$(other_port "$port" "$internal")
     printf '%s\n' "$internal" >"$dir/internal_port"
     {
         cat <<CONFIG

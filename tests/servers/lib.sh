@@ -71,6 +71,16 @@ free_port() {
     printf '%s\n' "$port"
 }
 
+# other_port PORT...: a free one that is none of these.
+other_port() {
+    local port
+    while :; do
+        port=$(free_port)
+        [[ " $* " = *" $port "* ]] || break
+    done
+    printf '%s\n' "$port"
+}
+
 # before SECONDS COMMAND...: repeats COMMAND until it succeeds; false when the time is over.
 before() {
     local end=$((SECONDS + $1))
